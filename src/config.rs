@@ -1,0 +1,276 @@
+//! The configuration: types, defaults, documentation of each key. Text becomes a [`Config`] in `config/parse.rs`.
+//!
+//! No clock, no network, no credentials are needed here. The kind of a service or destination is the key that holds
+//! its settings (externally tagged), because only so does an error keep its exact line and column.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::Algorithm;
+use crate::units::{Bytes, Cadence, Span};
+
+mod kind;
+pub mod parse;
+pub mod secret;
+
+pub use kind::{
+    BlobdirConfig, DestinationConfig, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod, S3Checksum, S3Config,
+    SourceConfig, Sse,
+};
+
+/// The file as a whole, checked and with defaults filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the deployment; part of ids and the default prefix in buckets.
+    #[serde(default)]
+    pub environment: Option<String>,
+    /// Name of this host; default: the short host name.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Overrides the agent id kept in `state_dir`, so that a re-installed host takes its points over.
+    #[serde(default)]
+    pub agent_id: Option<String>,
+    /// Where the agent keeps its id, locks and the state of alarms. A service with a `user` has a folder of its own below.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Time zone in which hours, days, weeks, months and years begin, such as `Europe/Berlin`.
+    #[serde(default = "default_timezone")]
+    pub timezone: String,
+    /// First day of the week.
+    #[serde(default)]
+    pub week_start: WeekStart,
+    /// Places for copies, by name.
+    #[serde(default)]
+    pub destinations: BTreeMap<String, DestinationConfig>,
+    /// What is backed up, by name.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
+    /// Freshness checks and who is told.
+    #[serde(default)]
+    pub check: Check,
+    /// How mail leaves.
+    #[serde(default)]
+    pub mail: Option<Mail>,
+}
+
+/// One source with its destinations, cadences and retention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// A PostgreSQL server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresConfig>,
+    /// A directory of files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobdir: Option<BlobdirConfig>,
+    /// As root the agent becomes this user for the service.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Local directory for restore points; none are kept locally without it.
+    #[serde(default)]
+    pub backup_dir: Option<PathBuf>,
+    /// Names of destinations, or `{name: NAME, keep: {...}}`.
+    #[serde(default)]
+    pub destinations: Vec<UsedDestination>,
+    /// How many points of each cadence are kept; a cadence that is named is enabled.
+    #[serde(default)]
+    pub keep: Keep,
+    /// Services of the same run that go first.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// The whole backup is stopped after this time.
+    #[serde(default = "default_timeout")]
+    pub timeout: Span,
+    /// A destination that takes no byte for this long is out for the point.
+    #[serde(default = "default_stall_timeout")]
+    pub stall_timeout: Span,
+    /// Compression of artefacts.
+    #[serde(default)]
+    pub compression: Compression,
+    /// age recipients (`age1...` or a path to a file of them); the host holds only public keys.
+    #[serde(default)]
+    pub encrypt_to: Vec<String>,
+    /// A new point that is smaller than this share (percent) of the last one is suspect; 0 turns this off.
+    #[serde(default = "default_shrink")]
+    pub suspect_below_percent: u8,
+    /// Greatest age per cadence; overrides `check.max_age`.
+    #[serde(default)]
+    pub max_age: BTreeMap<Cadence, Span>,
+}
+
+/// A destination as a service uses it.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct UsedDestination {
+    /// Name under `destinations`.
+    pub name: String,
+    /// Overrides the service's `keep` there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// How many points are kept, by cadence. Absent = this cadence is not enabled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Keep {
+    /// Hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hourly: Option<u32>,
+    /// Days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily: Option<u32>,
+    /// Weeks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weekly: Option<u32>,
+    /// Months.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monthly: Option<u32>,
+    /// Years.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yearly: Option<u32>,
+}
+
+impl Keep {
+    /// How many of this cadence; `None` = not enabled.
+    pub fn get(&self, cadence: Cadence) -> Option<u32> {
+        match cadence {
+            Cadence::Manual => None,
+            Cadence::Hourly => self.hourly,
+            Cadence::Daily => self.daily,
+            Cadence::Weekly => self.weekly,
+            Cadence::Monthly => self.monthly,
+            Cadence::Yearly => self.yearly,
+        }
+    }
+    /// The enabled cadences, shortest first.
+    pub fn cadences(&self) -> impl Iterator<Item = Cadence> + '_ {
+        Cadence::CALENDAR.into_iter().filter(|c| self.get(*c).is_some())
+    }
+}
+
+/// First day of the week.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WeekStart {
+    /// Sunday.
+    #[default]
+    Sunday,
+    /// Monday (ISO 8601).
+    Monday,
+}
+
+/// How artefacts are compressed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Compression {
+    /// `zstd`, `gzip` or `none`.
+    #[serde(default = "default_algorithm")]
+    pub algorithm: Algorithm,
+    /// zstd 1 to 19 (default 3), gzip 1 to 12 (default 6).
+    #[serde(default)]
+    pub level: Option<i32>,
+    /// Threads per artefact; default: the number of CPUs, at most 4.
+    #[serde(default)]
+    pub threads: Option<u32>,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { algorithm: Algorithm::Zstd, level: None, threads: None }
+    }
+}
+
+/// Freshness checks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// Who gets mail.
+    #[serde(default)]
+    pub email: Vec<String>,
+    /// Greatest age of the newest complete point, per cadence. Default: period + 2 h for hourly and daily x2, see docs.
+    #[serde(default)]
+    pub max_age: BTreeMap<Cadence, Span>,
+    /// Which services must be there, per host, for `check-s3 --all-hosts`.
+    #[serde(default)]
+    pub expect: BTreeMap<String, Vec<String>>,
+}
+
+/// How mail leaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mail {
+    /// `smtp://host:587` (STARTTLS required), `smtps://host:465` (TLS), `smtp://host:25?tls=none`; without it the local sendmail is used.
+    #[serde(default)]
+    pub smtp: Option<String>,
+    /// Envelope and header sender.
+    pub from: String,
+    /// User name for AUTH.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Where its password is.
+    #[serde(default)]
+    pub password: Option<secret::SecretRef>,
+    /// PEM file of an additional certificate authority.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Path of the sendmail program.
+    #[serde(default = "default_sendmail")]
+    pub sendmail: PathBuf,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/backstay".into()
+}
+fn default_timezone() -> String {
+    "UTC".into()
+}
+fn default_timeout() -> Span {
+    Span::from_hours(6)
+}
+fn default_stall_timeout() -> Span {
+    Span::from_secs(300)
+}
+fn default_shrink() -> u8 {
+    50
+}
+fn default_algorithm() -> Algorithm {
+    Algorithm::Zstd
+}
+fn default_sendmail() -> PathBuf {
+    "/usr/sbin/sendmail".into()
+}
+
+/// A size with its default, for the kinds.
+pub(crate) const fn mib(n: u64) -> Bytes {
+    Bytes(n << 20)
+}
+
+impl<'de> Deserialize<'de> for UsedDestination {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = UsedDestination;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of a destination, or {name: NAME, keep: {...}}")
+            }
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(UsedDestination { name: name.to_owned(), keep: None })
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Long {
+                    name: String,
+                    #[serde(default)]
+                    keep: Option<Keep>,
+                }
+                let long = Long::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(UsedDestination { name: long.name, keep: long.keep })
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}

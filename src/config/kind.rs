@@ -1,0 +1,253 @@
+//! Settings of the kinds of sources and destinations.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::secret::SecretRef;
+use super::{Service, mib};
+use crate::units::{Bytes, Span};
+
+/// The settings of a service's kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceConfig {
+    /// A PostgreSQL server.
+    Postgres(PostgresConfig),
+    /// A directory of files.
+    Blobdir(BlobdirConfig),
+}
+
+impl Service {
+    /// The kind that is configured; the parser has made sure that it is exactly one.
+    pub fn source(&self) -> Option<SourceConfig> {
+        match (&self.postgres, &self.blobdir) {
+            (Some(c), None) => Some(SourceConfig::Postgres(c.clone())),
+            (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// How PostgreSQL is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PostgresMethod {
+    /// `pg_basebackup`: the whole cluster, byte for byte.
+    Plain,
+    /// `pg_dumpall`: one SQL file.
+    Dump,
+    /// Globals, and one `pg_dump -Fc` per database.
+    Databases,
+}
+
+/// A PostgreSQL server, 13 or newer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// `plain`, `dump` or `databases`.
+    pub method: PostgresMethod,
+    /// Directory of `pg_basebackup`, `pg_dump`, `psql`; default: the newest below /usr/lib/postgresql, else the PATH.
+    #[serde(default)]
+    pub bin_dir: Option<PathBuf>,
+    /// Host name, or directory of the socket; default: the local socket (peer authentication).
+    #[serde(default)]
+    pub host: Option<String>,
+    /// TCP port or socket number.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// Role to log in as; default: the name of the operating system's user.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// File in the format of ~/.pgpass; refused if others can read it.
+    #[serde(default)]
+    pub passfile: Option<PathBuf>,
+    /// Database to connect to for queries.
+    #[serde(default = "default_database")]
+    pub database: String,
+    /// `plain` with several tablespaces: where their tars are collected before they are stored.
+    #[serde(default)]
+    pub staging_dir: Option<PathBuf>,
+    /// `plain`: upper limit of the rate, such as `50MiB` per second (32 KiB to 1 GiB).
+    #[serde(default)]
+    pub max_rate: Option<Bytes>,
+    /// `databases`: only databases that match one of these patterns (`*`, `?`).
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// `databases`: without those that match one of these patterns.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// `databases`: how many are dumped at once.
+    #[serde(default = "default_jobs")]
+    pub jobs: u32,
+    /// Give up when a table's lock is not had within this time.
+    #[serde(default = "default_lock_wait")]
+    pub lock_wait: Span,
+    /// Where this cluster's data directory is, for `restore` of `plain` points. Asked of the server at backup time.
+    #[serde(default)]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A directory of files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlobdirConfig {
+    /// The directory.
+    pub path: PathBuf,
+    /// Fail unless `path` is a mount point.
+    #[serde(default)]
+    pub require_mount: bool,
+    /// Patterns of paths below `path` that are left out: `cache/**`, `*.tmp`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Go into other file systems mounted below `path`.
+    #[serde(default)]
+    pub cross_file_systems: bool,
+    /// Threads that open and read files ahead of the archive.
+    #[serde(default = "default_readers")]
+    pub readers: u32,
+    /// Fail when more files than this vanish between being listed and being read.
+    #[serde(default = "default_vanished")]
+    pub max_vanished: u64,
+}
+
+/// A place for copies; exactly one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DestinationConfig {
+    /// An S3-compatible object store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Config>,
+    /// A directory, such as another disk or a mounted share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalConfig>,
+}
+
+/// A directory as a destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalConfig {
+    /// The directory; points lie below `<path>/<prefix>/<host>/<service>/`.
+    pub path: PathBuf,
+}
+
+/// How keys are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyStyle {
+    /// `<prefix>/<host>/<service>/<id>/...`: unique keys.
+    #[default]
+    Timestamped,
+    /// `<prefix>/<service>_<cadence>_<host>/...`: fixed keys in a bucket that keeps versions.
+    Versioned,
+}
+
+/// Server-side encryption.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Sse {
+    /// `AES256`: keys of the store.
+    Aes256,
+    /// A key of the store's key service, by id.
+    Kms(String),
+}
+
+/// Which checksum goes with each part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum S3Checksum {
+    /// The SHA-256 that is part of the signature; accepted everywhere.
+    Sha256,
+    /// CRC64NVME in a header, over TLS only.
+    Crc64nvme,
+}
+
+/// An S3-compatible object store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// The bucket's name.
+    pub bucket: String,
+    /// Region.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// `https://s3.example.com`, for stores that are not AWS.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Bucket in the path instead of the host name; default: true when `endpoint` is set.
+    #[serde(default)]
+    pub path_style: Option<bool>,
+    /// `timestamped` or `versioned`.
+    #[serde(default)]
+    pub key_style: KeyStyle,
+    /// First part of all keys; default: the environment.
+    #[serde(default)]
+    pub prefix: Option<String>,
+    /// Where the keys are: a file in the format of ~/.aws/credentials (`{file: PATH}`), or, as a bare word, a systemd credential's name; default: environment, profile, instance role.
+    #[serde(default)]
+    pub credentials: Option<SecretRef>,
+    /// Profile in that file.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// PEM file of an additional certificate authority.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// First size of parts; they double every 1000 parts.
+    #[serde(default = "default_part")]
+    pub part_size: Bytes,
+    /// All parts have `part_size`, for stores that demand it (R2).
+    #[serde(default)]
+    pub fixed_part_size: bool,
+    /// Parts on their way at once, per artefact.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: u32,
+    /// `sha256` or `crc64nvme`.
+    #[serde(default = "default_checksum")]
+    pub checksum: S3Checksum,
+    /// `aes256` or `kms: KEY`; no header is sent without it.
+    #[serde(default)]
+    pub sse: Option<Sse>,
+    /// Storage class; no header is sent without it.
+    #[serde(default)]
+    pub storage_class: Option<String>,
+    /// How often a call that may succeed later is made again.
+    #[serde(default = "default_retries")]
+    pub retries: u32,
+    /// A single call (a part, a listing) is given up after this time and made again.
+    #[serde(default = "default_call_timeout")]
+    pub call_timeout: Span,
+}
+
+fn default_database() -> String {
+    "postgres".into()
+}
+fn default_jobs() -> u32 {
+    2
+}
+fn default_lock_wait() -> Span {
+    Span::from_secs(600)
+}
+fn default_readers() -> u32 {
+    4
+}
+fn default_vanished() -> u64 {
+    10_000
+}
+fn default_region() -> String {
+    "us-east-1".into()
+}
+fn default_part() -> Bytes {
+    mib(16)
+}
+fn default_concurrency() -> u32 {
+    3
+}
+fn default_checksum() -> S3Checksum {
+    S3Checksum::Sha256
+}
+fn default_retries() -> u32 {
+    6
+}
+fn default_call_timeout() -> Span {
+    Span::from_secs(120)
+}

@@ -1,0 +1,25 @@
+//! Backstay: a backup agent that proves its restore points. See `docs/` for users and `src/*.rs` headers for the why.
+
+pub mod artefact;
+pub mod catalogue;
+pub mod check;
+pub mod config;
+pub mod destination;
+pub mod error;
+pub mod exec;
+pub mod freshness;
+pub mod layout;
+pub mod lock;
+pub mod manifest;
+pub mod monitor;
+pub mod notify;
+pub mod pipeline;
+pub mod plan;
+pub mod prune;
+pub mod report;
+pub mod restore;
+pub mod retention;
+pub mod run;
+pub mod source;
+pub mod units;
+pub mod verify;

@@ -1,0 +1,190 @@
+//! The contract between the engine and a store that can be backed up. A new store is one file in `source/`,
+//! one variant of `config::kind::SourceConfig` and one line in [`build`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::AsyncRead;
+use tokio_util::sync::CancellationToken;
+
+use crate::artefact::ArtefactSink;
+use crate::config::SourceConfig;
+use crate::error::Result;
+use crate::manifest::{Artefact, Consistency, Manifest};
+use crate::monitor::Monitor;
+use crate::units::Clock;
+
+pub mod blobdir;
+pub mod postgres;
+
+/// What every long call is given. Holds no global state.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The service's name.
+    pub service: String,
+    /// Where "now" comes from.
+    pub clock: Clock,
+    /// Cancelled on SIGINT, SIGTERM or the service's timeout.
+    pub cancel: CancellationToken,
+    /// Private (0700) scratch directory; the engine makes and removes it.
+    pub workdir: PathBuf,
+    /// Where progress and warnings go.
+    pub monitor: Arc<dyn Monitor>,
+    /// The manifest of the newest complete point of this service, if there is one.
+    pub previous: Option<Arc<Manifest>>,
+}
+
+/// A store that can be backed up: one value per configured service.
+///
+/// - A value is cheap to build and holds no connection.
+/// - Dropping the future of any method is allowed at every await point and leaves no restore point behind.
+/// - What a dropped call may leave on the source side carries the service's name, and `cleanup` removes it.
+/// - No method prints, logs a secret, reads the system clock, or sees a destination.
+#[async_trait]
+pub trait Source: fmt::Debug + Send + Sync {
+    /// The driver's name, as in the configuration and the manifest.
+    fn kind(&self) -> &'static str;
+    /// The method in force (`plain`, `dump`, `databases`, `files`, ...).
+    fn method(&self) -> &'static str;
+    /// Says, without changing anything, whether a backup could work now.
+    async fn probe(&self, cx: &Context) -> Result<Probe>;
+    /// Streams one copy of the store into `sink`. Not resumable.
+    async fn backup(&self, cx: &Context, sink: &dyn ArtefactSink) -> Result<Captured>;
+    /// Writes a restore point into the target that `request` names. Refuses a target that holds data unless
+    /// `request.replace`; the old data stays until the new is whole.
+    async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored>;
+    /// Reads a point back and checks that it is what this store's own tools accept. Needs no running server.
+    /// Reading to the end already checks digests.
+    async fn verify(&self, cx: &Context, point: &PointReader) -> Result<Verified>;
+    /// Removes what an interrupted run of this service left on the source side. Idempotent; called before and
+    /// after every backup, whatever happened.
+    async fn cleanup(&self, cx: &Context) -> Result<()>;
+}
+
+/// Answer of [`Source::probe`].
+#[derive(Debug, Clone, Default)]
+pub struct Probe {
+    /// As the server says it.
+    pub server_version: Option<String>,
+    /// Plain bytes to expect, for progress only.
+    pub estimated_bytes: Option<u64>,
+    /// Things that will not stop the backup.
+    pub warnings: Vec<String>,
+}
+
+/// What `backup` captured; goes into the manifest. No names of files, databases or documents in here:
+/// those belong into an inventory artefact.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// How far the copy is one moment in time.
+    pub consistency: Consistency,
+    /// As the server says it.
+    pub server_version: Option<String>,
+    /// The store's own position: LSN, GTID, `update_seq`.
+    pub position: Option<String>,
+    /// Sums a restore can be compared with: `files`, `bytes`, `tables`, `rows`.
+    pub counts: BTreeMap<String, u64>,
+    /// Small facts of the driver, such as `system_identifier` or `from_standby`.
+    pub attributes: BTreeMap<String, String>,
+    /// Warnings, without names.
+    pub warnings: Vec<String>,
+    /// Reasons why this point is *suspect*; empty for a good one.
+    pub suspect: Vec<String>,
+}
+
+/// Plain bytes of one artefact. End of file is returned only after length and digests matched the manifest;
+/// otherwise the last read is an error of kind `Corrupt`.
+pub type ArtefactReader = Pin<Box<dyn AsyncRead + Send>>;
+
+/// Opens artefacts of a point; implemented by the engine.
+#[async_trait]
+pub trait OpenArtefact: fmt::Debug + Send + Sync {
+    /// Opens one artefact for reading its plain bytes.
+    async fn open(&self, artefact: &Artefact) -> Result<ArtefactReader>;
+}
+
+/// A restore point opened for reading.
+#[derive(Debug, Clone)]
+pub struct PointReader {
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// Where artefacts come from.
+    pub from: Arc<dyn OpenArtefact>,
+}
+
+impl PointReader {
+    /// Opens one artefact.
+    pub async fn open(&self, artefact: &Artefact) -> Result<ArtefactReader> {
+        self.from.open(artefact).await
+    }
+}
+
+/// What a restore is asked to do.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreRequest {
+    /// Directory to restore into; the service's own place if absent.
+    pub to: Option<PathBuf>,
+    /// Whether data at the target may be replaced (it is moved aside first).
+    pub replace: bool,
+    /// `USER:GROUP` for everything restored, as given.
+    pub owner: Option<String>,
+    /// Only this database (or other part).
+    pub database: Option<String>,
+    /// Under this new name.
+    pub rename: Option<String>,
+    /// Start the server and wait until recovery has ended.
+    pub start: bool,
+    /// `OLD=NEW` directories of tablespaces.
+    pub map: Vec<(PathBuf, PathBuf)>,
+    /// Keep `standby.signal` and `primary_conninfo`.
+    pub keep_standby: bool,
+    /// How long a started server may take to end its recovery.
+    pub wait: Option<Duration>,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// Where it lies now.
+    pub target: String,
+    /// Counted while restoring.
+    pub counts: BTreeMap<String, u64>,
+    /// Where the old data lies, if it was replaced.
+    pub old_data: Option<PathBuf>,
+    /// Things to know and to do next.
+    pub notes: Vec<String>,
+}
+
+/// Answer of [`Source::verify`].
+#[derive(Debug, Clone, Default)]
+pub struct Verified {
+    /// Counted while reading.
+    pub counts: BTreeMap<String, u64>,
+    /// What is wrong; empty = good.
+    pub problems: Vec<String>,
+}
+
+/// One kind of source.
+#[derive(Debug, Clone, Copy)]
+pub struct Driver {
+    /// The key in the configuration.
+    pub kind: &'static str,
+    /// One line for people.
+    pub summary: &'static str,
+}
+
+/// All kinds, in the order of the documentation.
+pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER];
+
+/// Turns a service's settings into its source. Does no input or output.
+pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
+    match config {
+        SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(c.clone())),
+        SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
+    }
+}

@@ -1,0 +1,12 @@
+//! All integration tests, one binary, so that the crate is linked once.
+
+mod blobdir;
+mod check;
+mod cli;
+mod common;
+mod config_invalid;
+mod layers;
+mod postgres;
+mod retention;
+mod s3;
+mod year;
