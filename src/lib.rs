@@ -5,6 +5,7 @@ pub mod catalogue;
 pub mod check;
 pub mod config;
 pub mod destination;
+pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod freshness;

@@ -47,6 +47,7 @@ pub struct Leg {
 struct LegState {
     failed: Option<Arc<Error>>,
     stored: Vec<(String, Location)>,
+    recorded: bool,
 }
 
 impl Leg {
@@ -57,6 +58,18 @@ impl Leg {
     /// The destination.
     pub fn destination(&self) -> &Arc<dyn Destination> {
         &self.destination
+    }
+    /// The folder into which the point is written.
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+    /// Whether this leg has the whole point and its record.
+    pub fn is_recorded(&self) -> bool {
+        self.state().recorded
+    }
+    /// Notes that the record of the point is written.
+    pub fn set_recorded(&self) {
+        self.state().recorded = true;
     }
     /// Why it is out for this point, if it is.
     pub fn failure(&self) -> Option<Arc<Error>> {
