@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Algorithm;
-use crate::units::{Bytes, Cadence, Span};
+use crate::units::{Bytes, Cadence, Span, is_name};
 
 mod kind;
 pub mod parse;
 pub mod secret;
+pub mod show;
 
 pub use kind::{
     BlobdirConfig, DestinationConfig, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod, S3Checksum, S3Config,
@@ -273,4 +275,45 @@ impl<'de> Deserialize<'de> for UsedDestination {
         }
         d.deserialize_any(Visitor)
     }
+}
+
+impl Config {
+    /// The name of this host: `host`, or the short host name in lower case, with `-` for what a name cannot hold.
+    pub fn host_name(&self) -> Result<String> {
+        if let Some(host) = &self.host {
+            return Ok(host.clone());
+        }
+        let full = nix::unistd::gethostname().map_err(|e| {
+            Error::io(e.into(), "could not ask for the host name").hint("set `host:` in the configuration.")
+        })?;
+        host_from(&full.to_string_lossy())
+    }
+    /// The greatest age the newest complete point of `cadence` may have: the service's, else `check.max_age`, else
+    /// 3 h, 50 h, 194 h, 33 d, 370 d for hourly to yearly. `None` for `manual`, which is never due.
+    pub fn max_age(&self, service: &Service, cadence: Cadence) -> Option<Span> {
+        let default = match cadence {
+            Cadence::Manual => return None,
+            Cadence::Hourly => 3,
+            Cadence::Daily => 50,
+            Cadence::Weekly => 194,
+            Cadence::Monthly => 33 * 24,
+            Cadence::Yearly => 370 * 24,
+        };
+        let set = service.max_age.get(&cadence).or_else(|| self.check.max_age.get(&cadence));
+        Some(set.copied().unwrap_or(Span::from_hours(default)))
+    }
+}
+
+fn host_from(full: &str) -> Result<String> {
+    let short = full.split('.').next().unwrap_or_default();
+    let name: String = short
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .take(63)
+        .collect();
+    if is_name(&name) {
+        return Ok(name);
+    }
+    Err(Error::new(ErrorKind::Config, "this machine has no host name").hint("set `host:` in the configuration."))
 }

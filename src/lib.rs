@@ -3,6 +3,7 @@
 pub mod artefact;
 pub mod catalogue;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod engine;
