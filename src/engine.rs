@@ -42,6 +42,14 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// The same with the private keys in `path`.
+    pub fn with_identity(mut self, path: Option<&std::path::Path>) -> Result<Self> {
+        if let Some(path) = path {
+            self.identities = Identities::load(path)?;
+        }
+        Ok(self)
+    }
+
     /// The settings of a service.
     ///
     /// # Errors
@@ -101,6 +109,11 @@ impl Engine {
         Ok(found)
     }
 
+    /// All configured destinations, without regard to services.
+    pub fn all_destinations(&self) -> Result<Vec<Place>> {
+        self.config.destinations.iter().map(|(name, c)| self.open(name, c, Keep::default())).collect()
+    }
+
     fn open(&self, name: &str, config: &DestinationConfig, keep: Keep) -> Result<Place> {
         let environment = self.config.environment.clone().unwrap_or_default();
         if let Some(local) = &config.local {
@@ -120,7 +133,7 @@ impl Engine {
     }
 
     /// The host whose points this installation makes.
-    pub fn host(&self) -> String {
+    pub fn host(&self) -> Result<String> {
         self.config.host_name()
     }
 

@@ -125,6 +125,19 @@ impl Freshness {
         Self { state: State::Unknown, lines: vec![line], last_good: None }
     }
 
+    /// Adds an alert for each manifest that cannot be read: (name, reason).
+    pub fn note_strangers(&mut self, at: &Watched<'_>, damaged: &[(String, String)]) {
+        for (name, reason) in damaged {
+            self.lines.push(Line {
+                summary: "a restore point has an unreadable manifest".to_owned(),
+                text: format!("{name} of {} at {} is not counted: {reason}", at.service, at.destination),
+                advice: Some(format!("look at it with: backstay list {} --from {}.", at.service, at.destination)),
+                ..Line::of(State::Alert)
+            });
+            self.state = self.state.max(State::Alert);
+        }
+    }
+
     /// The short form of the worst line: what a subject says.
     pub fn summary(&self) -> &str {
         self.lines.iter().find(|l| l.state == self.state).map_or("", |l| &l.summary)

@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod notify;
 pub mod pipeline;
 pub mod plan;
+pub mod privilege;
 pub mod prune;
 pub mod report;
 pub mod restore;

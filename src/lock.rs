@@ -48,6 +48,7 @@ impl Lock {
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
+        crate::privilege::adopt(&path).map_err(failed)?;
         let text = format!("pid {} since {}\n", std::process::id(), now.format("%Y-%m-%d %H:%M:%S UTC"));
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
         Ok(Self { _file: file })

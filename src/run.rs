@@ -132,7 +132,7 @@ pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) 
     let agent_id = engine.agent_id()?;
     let _lock = Lock::take(&engine.service_dir(name), name, started)?;
     let places = engine.places(name)?;
-    let host = engine.host();
+    let host = engine.host()?;
     let catalogues = engine.catalogues(&places, &host, name).await;
     let mut run = Run { engine, name, service, places, catalogues, agent_id, host, started, warnings: Vec::new() };
     for (place, read) in run.places.iter().zip(&run.catalogues) {

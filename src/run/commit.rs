@@ -63,7 +63,8 @@ fn all_failed(legs: &[Arc<Leg>]) -> Option<Error> {
 
 fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, captured: Captured) -> Manifest {
     let config = &run.engine.config;
-    let max_age_seconds = run.service.keep.cadences().map(|c| (c, config.max_age(run.service, c).as_secs())).collect();
+    let max_age_seconds =
+        run.service.keep.cadences().filter_map(|c| Some((c, config.max_age(run.service, c)?.as_secs()))).collect();
     Manifest {
         format_version: manifest::FORMAT_VERSION,
         agent: Agent { version: env!("CARGO_PKG_VERSION").to_owned(), id: run.agent_id.clone() },
