@@ -13,6 +13,7 @@ pub mod backup;
 pub mod check_s3;
 pub mod completions;
 pub mod config;
+pub mod demo;
 pub mod list;
 pub mod man;
 pub mod progress;

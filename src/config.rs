@@ -277,6 +277,13 @@ impl<'de> Deserialize<'de> for UsedDestination {
     }
 }
 
+impl Default for Config {
+    /// Nothing configured, all defaults.
+    fn default() -> Self {
+        serde_json::from_str("{}").expect("every key of the configuration has a default")
+    }
+}
+
 impl Config {
     /// The name of this host: `host`, or the short host name in lower case, with `-` for what a name cannot hold.
     pub fn host_name(&self) -> Result<String> {

@@ -68,6 +68,12 @@ impl Program {
         self.command.current_dir(dir);
         self
     }
+    /// Runs it as another user, without supplementary groups; only root may.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32, gid: u32) -> Self {
+        self.command.uid(uid).gid(gid);
+        self
+    }
     /// Starts it with the given stdin; stdout is piped.
     ///
     /// # Errors

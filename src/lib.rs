@@ -5,6 +5,7 @@ pub mod catalogue;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod destination;
 pub mod engine;
 pub mod error;
