@@ -87,7 +87,7 @@ pub struct Line {
     pub state: State,
     /// The cadence it is about; `None` for a statement on one point.
     pub cadence: Option<Cadence>,
-    /// The short form for a subject: `no daily restore point newer than 50h`.
+    /// The short form, with the service before and the destination after it: `has no daily restore point newer than 50h`.
     pub summary: String,
     /// With age, size, id and limit.
     pub text: String,
@@ -101,7 +101,7 @@ pub struct Line {
     pub limit_seconds: Option<u64>,
 }
 
-/// `[OK] daily: ...`, and what to do on a second line.
+/// `[OK] ...`, and what to do on a second line.
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}] {}", self.state, self.text)?;
@@ -115,8 +115,8 @@ impl Freshness {
         let line = Line {
             state: State::Unknown,
             cadence: None,
-            summary: "restore points could not be read".to_owned(),
-            text: format!("restore points of {} could not be read at {}: {why}", at.service, at.destination),
+            summary: "has restore points that could not be read".to_owned(),
+            text: format!("{} has restore points that could not be read at {}: {why}", at.service, at.destination),
             advice: Some(format!("repair the access, then look again: backstay check-s3 {}.", at.service)),
             id: None,
             age_seconds: None,
@@ -172,7 +172,7 @@ pub fn judge(
     let mut lines: Vec<Line> = cadences.iter().map(|c| seen.cadence(*c, limit(*c))).collect();
     if cadences.is_empty() {
         lines.push(Line {
-            summary: "no cadence is enabled".to_owned(),
+            summary: "has no cadence enabled".to_owned(),
             text: format!("no cadence is enabled for {}, so there is no limit to judge by", at.service),
             advice: Some("name cadences in `keep`, such as keep: {daily: 7}.".to_owned()),
             ..Line::of(State::Unknown)
@@ -238,7 +238,7 @@ impl<'a> Seen<'a> {
         let fresh = age.is_some_and(|a| u64::try_from(a).unwrap_or(0) <= limit.as_secs());
         let mut line = match (ahead, fresh) {
             (Some(ahead), _) => self.from_the_future(cadence, ahead),
-            (None, true) => Line { summary: format!("{cadence} restore point is fresh"), ..Line::of(State::Ok) },
+            (None, true) => Line { summary: format!("has a fresh {cadence} restore point"), ..Line::of(State::Ok) },
             (None, false) => self.too_old(cadence, limit, newest.is_some()),
         };
         let rest = match (newest, age) {
@@ -247,9 +247,10 @@ impl<'a> Seen<'a> {
             }
             _ => format!("none, limit {limit}"),
         };
+        let (service, destination) = (self.at.service, self.at.destination);
         line.text = match line.state {
-            State::Ok => format!("{cadence}: {rest}"),
-            _ => format!("{cadence}: {} at {}; newest complete: {rest}", line.summary, self.at.destination),
+            State::Ok => format!("{service} {cadence} at {destination}: {rest}"),
+            _ => format!("{service} {} at {destination}; newest complete: {rest}", line.summary),
         };
         line.text.push_str(&self.newer_doubtful(cadence, newest));
         Line {
@@ -264,7 +265,7 @@ impl<'a> Seen<'a> {
     fn from_the_future(&self, cadence: Cadence, ahead: &SeenPoint) -> Line {
         let in_seconds = ahead.started.signed_duration_since(self.now).num_seconds();
         Line {
-            summary: format!("{cadence} restore point from the future"),
+            summary: format!("has a {cadence} restore point from the future"),
             advice: Some(format!(
                 "{} starts {} from now: compare the clocks of {} and of this host; a point that was taken with a \
                  wrong clock has to be removed by hand once a newer good one exists.",
@@ -279,9 +280,9 @@ impl<'a> Seen<'a> {
     fn too_old(&self, cadence: Cadence, limit: Span, any: bool) -> Line {
         let service = self.at.service;
         let summary = if any {
-            format!("no {cadence} restore point newer than {limit}")
+            format!("has no {cadence} restore point newer than {limit}")
         } else {
-            format!("no complete {cadence} restore point")
+            format!("has no complete {cadence} restore point")
         };
         let advice = format!("on {}, make one and see what fails: backstay backup {service}", self.at.host);
         Line { summary, advice: Some(advice), ..Line::of(State::Alert) }
@@ -309,7 +310,7 @@ impl<'a> Seen<'a> {
             cadence => format!("--cadence {cadence}"),
         };
         Line {
-            summary: format!("restore point {} is damaged", p.id),
+            summary: format!("has a damaged restore point {}", p.id),
             text: format!(
                 "{}: cannot be restored from {destination}: {}; {} old, {}",
                 p.id,
