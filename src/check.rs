@@ -1,1 +1,237 @@
-//! check
+//! Freshness of a deployment, judged from destinations alone, and the status file that tells it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
+
+use crate::catalogue::{self, Catalogue, Place};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
+use crate::units::{Cadence, Span};
+
+/// Name of the status file in a `backup_dir`.
+pub const STATUS_FILE: &str = "s3_backup_status.txt";
+
+/// One judgement.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Whose points.
+    pub host: String,
+    /// Of which service.
+    pub service: String,
+    /// Where.
+    pub destination: String,
+    /// How fresh.
+    pub freshness: Freshness,
+}
+
+impl Checked {
+    /// Identifies this judgement from run to run.
+    pub fn key(&self) -> String {
+        format!("{}/{}@{}", self.host, self.service, self.destination)
+    }
+}
+
+/// Judges services of this host at every destination off this host. A service that has only its own directory is
+/// judged there.
+pub async fn this_host(engine: &Engine, services: &[String]) -> Result<Vec<Checked>> {
+    let host = engine.host()?;
+    let now = engine.clock.now();
+    let mut checked = Vec::new();
+    for service in services {
+        let config = engine.service(service)?;
+        let max_age = limits(engine, service)?;
+        let places = match engine.places(service) {
+            Ok(places) => places,
+            Err(err) => {
+                let at = Watched { host: &host, service, destination: "its destinations" };
+                checked.push(unreadable(&at, &err));
+                continue;
+            }
+        };
+        let remote = places.iter().filter(|p| config.destinations.iter().any(|d| d.name == p.name()));
+        let watched: Vec<&Place> =
+            if config.destinations.is_empty() { places.iter().collect() } else { remote.collect() };
+        let read = join_all(watched.iter().map(|p| catalogue::read(p, &host, service))).await;
+        for (place, catalogue) in watched.into_iter().zip(read) {
+            let at = Watched { host: &host, service, destination: place.name() };
+            checked.push(match catalogue {
+                Ok(catalogue) => judge(&at, &catalogue, place.keep.cadences(), &max_age, now),
+                Err(err) => unreadable(&at, &err),
+            });
+        }
+    }
+    Ok(checked)
+}
+
+fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
+    let config = engine.service(service)?;
+    Ok(Cadence::CALENDAR.into_iter().filter_map(|c| Some((c, engine.config.max_age(config, c)?))).collect())
+}
+
+fn judge(
+    at: &Watched<'_>,
+    catalogue: &Catalogue,
+    enabled: impl IntoIterator<Item = Cadence>,
+    max_age: &BTreeMap<Cadence, Span>,
+    now: DateTime<Utc>,
+) -> Checked {
+    let seen: Vec<SeenPoint> = catalogue.points.iter().map(seen).collect();
+    let mut freshness = freshness::judge(at, &seen, enabled, max_age, now);
+    freshness.note_strangers(at, &damaged_manifests(catalogue));
+    checked(at, freshness)
+}
+
+fn damaged_manifests(catalogue: &Catalogue) -> Vec<(String, String)> {
+    let damaged = catalogue.strangers.iter().filter(|s| s.reason.contains("the manifest"));
+    damaged.map(|s| (s.name.clone(), s.reason.clone())).collect()
+}
+
+fn seen(point: &catalogue::Point) -> SeenPoint {
+    let m = &point.manifest;
+    SeenPoint {
+        id: m.id.clone(),
+        cadence: m.cadence,
+        started: m.started,
+        stored_bytes: m.stored_bytes(),
+        state: m.state,
+        missing: point.missing.clone(),
+        base: m.base.clone(),
+    }
+}
+
+fn unreadable(at: &Watched<'_>, err: &Error) -> Checked {
+    checked(at, Freshness::unreadable(at, &err.chain()))
+}
+
+fn checked(at: &Watched<'_>, freshness: Freshness) -> Checked {
+    Checked {
+        host: at.host.to_owned(),
+        service: at.service.to_owned(),
+        destination: at.destination.to_owned(),
+        freshness,
+    }
+}
+
+/// Judges every host found at the configured destinations, and every host and service in `check.expect`. Cadences and
+/// limits are those that the newest point of each names.
+pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
+    let now = engine.clock.now();
+    let mut done = Vec::new();
+    for place in engine.all_destinations()? {
+        let found = match catalogue::hosts(&place).await {
+            Ok(found) => found,
+            Err(err) => {
+                let at = Watched { host: "all hosts", service: "all services", destination: place.name() };
+                done.push(unreadable(&at, &err));
+                continue;
+            }
+        };
+        let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
+        let expect = &engine.config.check.expect;
+        let source = if expect.is_empty() { &found } else { expect };
+        for (host, services) in source {
+            wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
+        }
+        for (host, service) in &wanted {
+            let at = Watched { host, service, destination: place.name() };
+            done.push(match catalogue::read(&place, host, service).await {
+                Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
+                Err(err) => unreadable(&at, &err),
+            });
+        }
+    }
+    if done.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "there is no destination to look at, or nothing in it")
+            .hint("configure `destinations`, and name hosts and services in `check.expect`."));
+    }
+    Ok(done)
+}
+
+fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue, now: DateTime<Utc>) -> Checked {
+    let newest = catalogue.points.iter().rev().find(|p| p.is_whole());
+    let mut max_age: BTreeMap<Cadence, Span> = newest
+        .map(|p| p.manifest.limits.max_age_seconds.iter().map(|(c, s)| (*c, Span::from_secs(*s))).collect())
+        .unwrap_or_default();
+    if max_age.is_empty() {
+        max_age.insert(Cadence::Daily, Span::from_hours(50));
+    }
+    for (cadence, limit) in &engine.config.check.max_age {
+        if let Some(own) = max_age.get_mut(cadence) {
+            *own = *limit;
+        }
+    }
+    judge(at, catalogue, max_age.keys().copied().collect::<Vec<_>>(), &max_age, now)
+}
+
+/// Writes the status file of one service into its `backup_dir`, whole or not at all, readable by all.
+pub fn write_status(dir: &Path, checked: &[&Checked], now: DateTime<Utc>) -> Result<()> {
+    let path = dir.join(STATUS_FILE);
+    let failed = |e| {
+        Error::io(e, format!("could not write {}", path.display()))
+            .hint("run as the service's user or as root, and see that `backup_dir` exists.")
+    };
+    let mut file = tempfile::Builder::new().prefix(".status-").tempfile_in(dir).map_err(failed)?;
+    file.write_all(status_text(checked, now).as_bytes()).map_err(failed)?;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    let written = file.persist(&path).map_err(|e| failed(e.error));
+    crate::privilege::adopt(&path).map_err(failed)?;
+    written.map(drop)
+}
+
+/// The lines of a status file.
+pub fn status_text(checked: &[&Checked], now: DateTime<Utc>) -> String {
+    let mut text =
+        format!("# checked {} by backstay {}\n", now.format("%Y-%m-%d %H:%M:%S UTC"), env!("CARGO_PKG_VERSION"));
+    for one in checked {
+        for line in &one.freshness.lines {
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    text
+}
+
+/// The worst state of all.
+pub fn worst(checked: &[Checked]) -> State {
+    checked.iter().map(|c| c.freshness.state).max().unwrap_or(State::Unknown)
+}
+
+/// One line for Nagios, with performance data: the age in seconds of the newest point per judgement.
+pub fn nagios_line(checked: &[Checked]) -> String {
+    let state = worst(checked);
+    let word = match state {
+        State::Ok => "OK",
+        State::Alert => "CRITICAL",
+        State::Unknown => "UNKNOWN",
+    };
+    let bad: Vec<String> = checked
+        .iter()
+        .filter(|c| c.freshness.state != State::Ok)
+        .map(|c| format!("{} {} at {}: {}", c.host, c.service, c.destination, c.freshness.summary()))
+        .collect();
+    let text = if bad.is_empty() { format!("{} checks, all fresh", checked.len()) } else { bad.join("; ") };
+    let perf: Vec<String> = checked
+        .iter()
+        .flat_map(|c| {
+            c.freshness.lines.iter().filter_map(move |l| {
+                let label = format!("{}_{}_{}", c.service, l.cadence?, c.destination);
+                Some(format!(
+                    "'{label}'={}s;;{}",
+                    l.age_seconds?.max(0),
+                    l.limit_seconds.map_or(String::new(), |s| s.to_string())
+                ))
+            })
+        })
+        .collect();
+    format!(
+        "BACKSTAY {word} - {}{}",
+        text.replace('|', "/"),
+        if perf.is_empty() { String::new() } else { format!(" | {}", perf.join(" ")) }
+    )
+}

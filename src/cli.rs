@@ -7,11 +7,19 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::units::{Cadence, Span};
 
+pub mod accept;
 pub mod app;
+pub mod backup;
+pub mod check_s3;
 pub mod completions;
 pub mod config;
+pub mod list;
 pub mod man;
 pub mod progress;
+pub mod prune;
+pub mod restore;
+pub mod test_alert;
+pub mod verify;
 
 /// Where the configuration is when neither `--config` nor `$BACKSTAY_CONFIG` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/backstay/backstay.yml";
@@ -76,6 +84,9 @@ pub struct Global {
     /// Log to stderr what is done (-vv: more, -vvv: everything)
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
     pub verbose: u8,
+    /// Become this user before anything else; the configuration is read before
+    #[arg(long, global = true, hide = true, value_name = "USER")]
+    pub r#become: Option<String>,
 }
 
 /// One variant per command.
@@ -255,6 +266,9 @@ pub struct RestoreArgs {
     /// Put the tablespace of directory OLD into directory NEW (may be repeated)
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_map)]
     pub map: Vec<(PathBuf, PathBuf)>,
+    /// File with the private key, as `age-keygen` wrote it, for an encrypted point
+    #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
     /// Keep `standby.signal` and `primary_conninfo` of a copy that was taken from a standby
     #[arg(long)]
     pub keep_standby: bool,
@@ -293,6 +307,9 @@ pub struct VerifyArgs {
     /// A point of this host
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
+    /// File with the private key, as `age-keygen` wrote it, to look into an encrypted point
+    #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
 }
 
 /// `backstay accept`.

@@ -12,10 +12,11 @@ use std::fmt;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 pub mod local;
 pub mod retry;
@@ -117,4 +118,27 @@ pub trait Upload: fmt::Debug + Send {
     async fn complete(self: Box<Self>) -> Result<Location>;
     /// Removes what was sent.
     async fn abort(self: Box<Self>) -> Result<()>;
+}
+
+/// Stores a small object in one go.
+pub async fn put(destination: &dyn Destination, key: &str, mode: PutMode, bytes: Bytes) -> Result<Location> {
+    let mut upload = destination.begin(key, mode, Some(bytes.len() as u64)).await?;
+    if let Err(err) = upload.write(bytes).await {
+        let _ = upload.abort().await;
+        return Err(err);
+    }
+    upload.complete().await
+}
+
+/// Reads a small object whole; refuses one longer than `limit` bytes.
+pub async fn get_small(destination: &dyn Destination, at: &Location, limit: usize) -> Result<Vec<u8>> {
+    let mut stream = destination.get(at).await?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        bytes.extend_from_slice(&chunk?);
+        if bytes.len() > limit {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{:?} is longer than {limit} bytes", at.key)));
+        }
+    }
+    Ok(bytes)
 }

@@ -42,6 +42,8 @@ pub enum ErrorKind {
     Cancelled,
     /// Something was stored, something was not.
     Incomplete,
+    /// Several services failed, for different reasons.
+    Several,
     /// A bug.
     Internal,
 }
@@ -60,8 +62,25 @@ impl ErrorKind {
             Self::Denied => 77,
             Self::Config => 78,
             Self::Incomplete => 10,
-            Self::NoSpace | Self::Io => 1,
+            Self::NoSpace | Self::Io | Self::Several => 1,
             Self::Cancelled => 143,
+        }
+    }
+    /// The kind that an exit code stands for, as far as it can be told.
+    pub fn from_exit_code(code: u8) -> Self {
+        match code {
+            10 => Self::Incomplete,
+            64 => Self::Usage,
+            65 => Self::Corrupt,
+            66 => Self::NotFound,
+            69 => Self::Failed,
+            73 => Self::Refused,
+            75 => Self::Busy,
+            77 => Self::Denied,
+            78 => Self::Config,
+            130 | 143 => Self::Cancelled,
+            1 => Self::Io,
+            _ => Self::Internal,
         }
     }
     /// Whether the same call may succeed when it is made again a little later.

@@ -83,6 +83,21 @@ impl Program {
         let stderr = child.stderr.take().map(|s| tokio::spawn(tail(s)));
         Ok(Running { child, group, stderr, name: self.name })
     }
+    /// Runs it with this process's own stdin, stdout and stderr; when cancelled it gets SIGTERM and is waited for.
+    pub async fn pass_through(mut self, cancel: &CancellationToken) -> Result<ExitStatus> {
+        self.command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        let failed = |e| Error::io(e, format!("could not run {}", self.name));
+        let mut child = self.command.spawn().map_err(failed)?;
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        tokio::select! {
+            status = child.wait() => return status.map_err(failed),
+            () = cancel.cancelled() => {}
+        }
+        if let Some(pid) = pid {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        }
+        child.wait().await.map_err(failed)
+    }
     /// Runs it to its end, collecting at most `limit` bytes of stdout. The exit status is not judged.
     pub async fn collect(self, cancel: &CancellationToken, limit: usize) -> Result<(Vec<u8>, Ended)> {
         let mut running = self.spawn(Stdio::null())?;

@@ -28,10 +28,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(err) => return usage(&err),
     };
-    let app = app(&cli.global);
+    let mut app = app(&cli.global);
     let signalled = Arc::new(AtomicU8::new(0));
-    let result =
-        start_logging(&cli.global).and_then(|()| run(&app, &cli.command, &signalled)).and_then(|()| app.out.finish());
+    let result = start_logging(&cli.global)
+        .and_then(|()| change_user(&mut app, &cli.global))
+        .and_then(|()| run(&app, &cli.command, &signalled))
+        .and_then(|()| app.out.finish());
     let code = exit_code(&result, &cli.command, &app, signalled.load(Ordering::SeqCst));
     if let Err(err) = &result {
         complain(err, code, &app);
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 fn app(global: &Global) -> App {
     App {
         config_path: global.config.clone(),
+        preloaded: None,
         json: global.json,
         quiet: global.quiet,
         verbose: global.verbose,
@@ -52,6 +55,15 @@ fn app(global: &Global) -> App {
         status: Status::default(),
         held: Held::default(),
     }
+}
+
+/// Becomes the user that was asked for, after the configuration has been read: that user may not be able to.
+fn change_user(app: &mut App, global: &Global) -> Result<()> {
+    if let Some(user) = &global.r#become {
+        app.preloaded = Some(Arc::new(app.config()?));
+        backstay::privilege::become_user(user)?;
+    }
+    Ok(())
 }
 
 fn run(app: &App, command: &Command, signalled: &Arc<AtomicU8>) -> Result<()> {
@@ -70,19 +82,18 @@ fn run(app: &App, command: &Command, signalled: &Arc<AtomicU8>) -> Result<()> {
 
 async fn dispatch(app: &App, command: &Command) -> Result<()> {
     match command {
-        // Command::Demo(args) => cli::demo::run(app, args).await,
-        // Command::Backup(args) => cli::backup::run(app, args).await,
-        // Command::List(args) => cli::list::run(app, args).await,
-        // Command::CheckS3(args) => cli::check_s3::run(app, args).await,
-        // Command::Restore(args) => cli::restore::run(app, args).await,
-        // Command::Verify(args) => cli::verify::run(app, args).await,
-        // Command::Accept(args) => cli::accept::run(app, args).await,
-        // Command::Prune(args) => cli::prune::run(app, args).await,
+        Command::Demo(args) => cli::demo::run(app, args).await,
+        Command::Backup(args) => cli::backup::run(app, args).await,
+        Command::List(args) => cli::list::run(app, args).await,
+        Command::CheckS3(args) => cli::check_s3::run(app, args).await,
+        Command::Restore(args) => cli::restore::run(app, args).await,
+        Command::Verify(args) => cli::verify::run(app, args).await,
+        Command::Accept(args) => cli::accept::run(app, args).await,
+        Command::Prune(args) => cli::prune::run(app, args).await,
         Command::Config(args) => cli::config::run(app, args).await,
-        // Command::TestAlert(args) => cli::test_alert::run(app, args).await,
+        Command::TestAlert(args) => cli::test_alert::run(app, args).await,
         Command::Completions(args) => cli::completions::run(app, args).await,
         Command::Man(args) => cli::man::run(app, args).await,
-        _ => Err(Error::new(ErrorKind::Internal, "this command is not built yet")),
     }
 }
 

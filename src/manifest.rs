@@ -66,6 +66,9 @@ pub struct Manifest {
     /// The byte streams, with key and version at this destination only.
     #[serde(default)]
     pub artefacts: Vec<Artefact>,
+    /// Where `SHA256SUMS` lies at this destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<Location>,
     /// Snapshots that the store itself keeps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external: Vec<External>,
@@ -270,7 +273,7 @@ impl Manifest {
         self.artefacts.iter().map(|a| a.plain_bytes).sum()
     }
     /// The text of `SHA256SUMS`.
-    pub fn sums(&self) -> String {
+    pub fn sums_text(&self) -> String {
         self.artefacts.iter().map(|a| format!("{}  {}\n", a.sha256, a.name)).collect()
     }
 }

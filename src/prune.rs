@@ -1,1 +1,99 @@
-//! prune
+//! Carries out what retention decided at one place: the manifest goes first, then `SHA256SUMS`, then the artefacts.
+//! A removal that is denied is named and fails nothing.
+
+use chrono::{DateTime, Utc};
+
+use crate::catalogue::{Catalogue, Place, Point};
+use crate::destination::Location;
+use crate::engine::facts;
+use crate::error::{ErrorKind, Result};
+use crate::plan::Calendar;
+use crate::retention::{self, Action, Decision};
+
+/// What the decision depends on besides the points.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy<'a> {
+    /// Periods.
+    pub calendar: Calendar,
+    /// Now.
+    pub now: DateTime<Utc>,
+    /// Whose points may be removed.
+    pub agent_id: &'a str,
+}
+
+/// What was decided and done.
+#[derive(Debug, Clone, Default)]
+pub struct Pruned {
+    /// Every point with its decision.
+    pub decisions: Vec<Decision>,
+    /// Ids that are gone.
+    pub removed: Vec<String>,
+    /// What could not be done, or is only half done.
+    pub problems: Vec<String>,
+}
+
+impl Pruned {
+    /// Lines for a person.
+    pub fn into_notes(self) -> Vec<String> {
+        let reason = |id: &str| self.decisions.iter().find(|d| d.id == id).map_or("", |d| d.reason.as_str());
+        let mut notes: Vec<String> = self.removed.iter().map(|id| format!("removed {id}: {}", reason(id))).collect();
+        notes.extend(self.problems);
+        notes
+    }
+}
+
+/// Decides only.
+pub fn decide(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) -> Vec<Decision> {
+    retention::decide(&facts(catalogue), &place.keep, &policy.calendar, policy.now, policy.agent_id)
+}
+
+/// Decides and removes.
+pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) -> Pruned {
+    let mut pruned = Pruned { decisions: decide(place, catalogue, policy), ..Pruned::default() };
+    let doomed: Vec<String> =
+        pruned.decisions.iter().filter(|d| d.action == Action::Remove).map(|d| d.id.clone()).collect();
+    if doomed.is_empty() {
+        return pruned;
+    }
+    if catalogue.partial_view {
+        pruned.problems.push("nothing was removed: these keys may not list versions (s3:ListBucketVersions)".into());
+        return pruned;
+    }
+    let keeps_versions = !place.layout.is_versioned() && place.destination.keeps_versions().await.unwrap_or(false);
+    for id in doomed {
+        let Some(point) = catalogue.points.iter().find(|p| p.manifest.id == id) else { continue };
+        match remove(place, point, keeps_versions).await {
+            Ok(()) => pruned.removed.push(id),
+            Err(err) => {
+                let hint = if err.kind == ErrorKind::Denied { " (these keys may not delete)" } else { "" };
+                pruned.problems.push(format!("could not remove {id}: {}{hint}", err.chain()));
+                if err.kind == ErrorKind::Denied {
+                    break;
+                }
+            }
+        }
+    }
+    pruned
+}
+
+/// Removes one point, in the order that never leaves a manifest without its artefacts.
+async fn remove(place: &Place, point: &Point, keeps_versions: bool) -> Result<()> {
+    let destination = place.destination.as_ref();
+    if place.layout.is_versioned() {
+        destination.delete(&point.manifest_at).await?;
+        for at in point.manifest.sums.iter().chain(point.manifest.artefacts.iter().map(|a| &a.location)) {
+            destination.delete(at).await?;
+        }
+        return Ok(());
+    }
+    let prefix = format!("{}/", point.folder);
+    let objects =
+        if keeps_versions { destination.list_versions(&prefix).await? } else { destination.list(&prefix).await? };
+    let is_manifest = |at: &Location| at.key == point.manifest_at.key;
+    let mut order: Vec<Location> = objects.into_iter().map(|o| o.location).collect();
+    order.sort_by_key(|at| (!is_manifest(at), !at.key.ends_with(crate::manifest::SUMS_NAME)));
+    for at in order {
+        destination.delete(&at).await?;
+    }
+    Ok(())
+}

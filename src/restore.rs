@@ -1,1 +1,221 @@
-//! restore
+//! Chooses a restore point and hands it to its source.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt as _;
+
+use crate::catalogue::{self, Place, Point};
+use crate::destination::Destination;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::Layout;
+use crate::lock::Lock;
+use crate::manifest::{Artefact, State};
+use crate::monitor::Monitor;
+use crate::pipeline::decode::{self, Identities};
+use crate::retention::is_future;
+use crate::source::{ArtefactReader, OpenArtefact, PointReader, RestoreRequest, Restored};
+
+/// Which point is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// By id; `None` = the newest complete one.
+    pub id: Option<String>,
+    /// The newest complete one that began at or before this time.
+    pub at: Option<DateTime<Utc>>,
+    /// Only from this place.
+    pub from: Option<String>,
+    /// Of this host; `None` = this one.
+    pub host: Option<String>,
+}
+
+/// A point and the place it is read from.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub point: Point,
+}
+
+/// Finds the wanted point. Of several places that have it whole, the first counts (the local one comes first).
+///
+/// # Errors
+/// `NotFound` with what there is instead; `Corrupt` when the point is there but not whole.
+pub async fn choose(engine: &Engine, service: &str, wanted: &Selection) -> Result<Chosen> {
+    let found = everywhere(engine, service, wanted).await?;
+    let now = engine.clock.now();
+    let usable = |p: &Point| match &wanted.id {
+        Some(id) => &p.manifest.id == id,
+        None => {
+            p.manifest.state == State::Complete
+                && p.is_whole()
+                && !is_future(p.manifest.started, now)
+                && wanted.at.is_none_or(|at| p.manifest.started <= at)
+        }
+    };
+    let candidates: Vec<&Chosen> = found.iter().filter(|c| usable(&c.point)).collect();
+    let newest = candidates.iter().map(|c| c.point.manifest.started).max();
+    let best = candidates.iter().filter(|c| Some(c.point.manifest.started) == newest);
+    if let Some(chosen) = best.clone().find(|c| c.point.is_whole()) {
+        return Ok((*chosen).clone());
+    }
+    if let Some(damaged) = best.clone().next() {
+        let point = &damaged.point;
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("restore point {} is not whole at {}", point.manifest.id, damaged.place.name()),
+        )
+        .caused_by(format!("missing or of the wrong length: {}", point.missing.join(", ")))
+        .hint("choose another point; `backstay list` shows them."));
+    }
+    Err(nothing(engine, service, wanted, &found).await)
+}
+
+/// All readable points of all selected places.
+pub async fn everywhere(engine: &Engine, service: &str, wanted: &Selection) -> Result<Vec<Chosen>> {
+    let places = engine.places_from(service, wanted.from.as_deref())?;
+    let host = wanted_host(engine, wanted)?;
+    let catalogues = engine.catalogues(&places, &host, service).await;
+    let mut found = Vec::new();
+    let mut failures = Vec::new();
+    for (place, catalogue) in places.iter().zip(catalogues) {
+        match catalogue {
+            Ok(catalogue) => {
+                let points = catalogue.points.into_iter();
+                let points = points
+                    .filter(|p| p.manifest.host == host || (place.layout == Layout::Local && wanted.host.is_none()));
+                found.extend(points.map(|point| Chosen { place: place.clone(), point }));
+            }
+            Err(err) => failures.push(err),
+        }
+    }
+    match failures.len() {
+        0 => {}
+        n if n == places.len() => return Err(failures.swap_remove(0)),
+        _ => failures.iter().for_each(|e| engine.monitor.warn(&e.chain())),
+    }
+    Ok(found)
+}
+
+fn wanted_host(engine: &Engine, wanted: &Selection) -> Result<String> {
+    wanted.host.clone().map_or_else(|| engine.host(), Ok)
+}
+
+async fn nothing(engine: &Engine, service: &str, wanted: &Selection, found: &[Chosen]) -> Error {
+    let host = wanted_host(engine, wanted).unwrap_or_default();
+    let what = match (&wanted.id, wanted.at) {
+        (Some(id), _) => format!("service {service:?} of host {host:?} has no restore point {id:?}"),
+        (None, Some(at)) => format!(
+            "service {service:?} of host {host:?} has no complete restore point from before {}",
+            at.to_rfc3339()
+        ),
+        (None, None) => format!("service {service:?} of host {host:?} has no complete restore point"),
+    };
+    let err = Error::new(ErrorKind::NotFound, what);
+    if !found.is_empty() {
+        return err.hint(format!("`backstay list {service}` shows the {} there are.", found.len()));
+    }
+    let mut hosts = Vec::new();
+    for place in engine.places_from(service, wanted.from.as_deref()).unwrap_or_default() {
+        let there = catalogue::hosts(&place).await.unwrap_or_default();
+        hosts.extend(there.into_iter().filter(|(_, services)| services.iter().any(|s| s == service)).map(|(h, _)| h));
+    }
+    hosts.sort();
+    hosts.dedup();
+    match hosts.is_empty() {
+        true => err.hint("look at another destination with --from, or make a backup first."),
+        false => err.hint(format!("there are points of these hosts: {}; name one with --host.", hosts.join(", "))),
+    }
+}
+
+/// Reads artefacts from a place.
+#[derive(Debug)]
+struct FromPlace {
+    destination: Arc<dyn Destination>,
+    identities: Identities,
+    monitor: Arc<dyn Monitor>,
+}
+
+#[async_trait]
+impl OpenArtefact for FromPlace {
+    async fn open(&self, artefact: &Artefact) -> Result<ArtefactReader> {
+        let stream = self.destination.get(&artefact.location).await?;
+        let monitor = Arc::clone(&self.monitor);
+        let name = artefact.name.clone();
+        monitor.start(&name, Some(artefact.stored_bytes));
+        let ended = Ended { monitor: Arc::clone(&monitor), name: name.clone() };
+        let counted = stream.map(move |chunk| {
+            let _ = &ended;
+            if let Ok(bytes) = &chunk {
+                monitor.advance(&name, bytes.len() as u64);
+            }
+            chunk
+        });
+        decode::reader(Box::pin(counted), artefact, &self.identities)
+    }
+}
+
+/// Ends a task when the stream is dropped, read to its end or not.
+struct Ended {
+    monitor: Arc<dyn Monitor>,
+    name: String,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.monitor.end(&self.name);
+    }
+}
+
+/// A point opened for reading.
+pub fn open(engine: &Engine, chosen: &Chosen) -> PointReader {
+    let from = FromPlace {
+        destination: Arc::clone(&chosen.place.destination),
+        identities: engine.identities.clone(),
+        monitor: Arc::clone(&engine.monitor),
+    };
+    PointReader { manifest: Arc::clone(&chosen.point.manifest), from: Arc::new(from) }
+}
+
+/// Restores a chosen point.
+///
+/// # Errors
+/// What the source says; the old data is as it was, or the error says where it lies.
+pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &RestoreRequest) -> Result<Restored> {
+    let manifest = &chosen.point.manifest;
+    let source = engine.source(service)?;
+    if manifest.kind != source.kind() {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "restore point {} is of kind {:?}, service {service:?} is of kind {:?}",
+                manifest.id,
+                manifest.kind,
+                source.kind()
+            ),
+        ));
+    }
+    if let Some(base) = &manifest.base {
+        return Err(Error::new(ErrorKind::Config, format!("restore point {} is built on {base}", manifest.id))
+            .hint("upgrade backstay on this host: this version restores full points only."));
+    }
+    // A restore into the service's own place must not meet a running backup of it.
+    let _lock = match &request.to {
+        None => Some(Lock::take(&engine.service_dir(service), service, engine.clock.now())?),
+        Some(_) => None,
+    };
+    let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
+    let cancel = engine.cancel.child_token();
+    let cx = engine.context(service, cancel.clone(), workdir.clone())?;
+    let reader = open(engine, chosen);
+    let outcome = tokio::select! {
+        done = source.restore(&cx, &reader, request) => done,
+        () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
+            .hint("the old data is where it was; remove the unfinished folder whose name has `partial` in it.")),
+    };
+    let _ = std::fs::remove_dir_all(workdir);
+    outcome.map_err(|e| e.within(format!("could not restore {} from {}", manifest.id, chosen.place.name())))
+}

@@ -1,1 +1,343 @@
-//! run
+//! One run of one service: lock, look, decide, back up, commit, top up, prune, sweep.
+//!
+//! The write order is artefacts, `SHA256SUMS`, manifest; the manifest is what makes a restore point.
+
+pub mod commit;
+pub mod sweep;
+pub mod topup;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::catalogue::{Catalogue, OWNER_NAME, Place};
+use crate::config::Service;
+use crate::destination::{self, PutMode};
+use crate::engine::{Engine, facts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::Lock;
+use crate::manifest::{Manifest, State};
+use crate::pipeline::encrypt::Recipients;
+use crate::pipeline::{Encoding, Leg, PointSink};
+use crate::retention::PointFacts;
+use crate::source::{Captured, Context, Source};
+use crate::units::Cadence;
+use crate::{plan, prune};
+
+/// How long aborted uploads and clean-ups may take once a run has been stopped.
+const WIND_DOWN: Duration = Duration::from_secs(60);
+
+/// Which cadence a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The highest that is due; nothing if none is.
+    Due,
+    /// This one, due or not (`manual` included).
+    This(Cadence),
+}
+
+/// What became of a point at one place.
+#[derive(Debug, Clone)]
+pub struct PlaceReport {
+    /// The place.
+    pub name: String,
+    /// Why the point is not there; `None` = it is.
+    pub failure: Option<Arc<Error>>,
+    /// What was pruned, topped up, swept there, or why that was not possible.
+    pub notes: Vec<String>,
+}
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct RunReport {
+    /// The service.
+    pub service: String,
+    /// The new point; `None` when nothing was due (or with `--dry-run`).
+    pub id: Option<String>,
+    /// For which cadence; `None` when nothing was due.
+    pub cadence: Option<Cadence>,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// Captured bytes.
+    pub plain_bytes: u64,
+    /// Bytes stored at each place.
+    pub stored_bytes: u64,
+    /// Sums of the source.
+    pub counts: BTreeMap<String, u64>,
+    /// Reasons why the point is suspect.
+    pub suspect: Vec<String>,
+    /// Warnings of the source and of the run.
+    pub warnings: Vec<String>,
+    /// Per place.
+    pub places: Vec<PlaceReport>,
+}
+
+impl RunReport {
+    /// The error with which the command ends, if not everything is well.
+    pub fn failure(&self) -> Option<Error> {
+        let id = self.id.as_deref()?;
+        let out: Vec<&PlaceReport> = self.places.iter().filter(|p| p.failure.is_some()).collect();
+        if !out.is_empty() {
+            let names: Vec<&str> = out.iter().map(|p| p.name.as_str()).collect();
+            let why: Vec<String> =
+                out.iter().filter_map(|p| p.failure.as_ref().map(|e| format!("{}: {}", p.name, e.chain()))).collect();
+            let text = format!(
+                "service {:?}: restore point {id} is incomplete: it is not at {}",
+                self.service,
+                names.join(", ")
+            );
+            return Some(
+                Error::new(ErrorKind::Incomplete, text)
+                    .caused_by(why.join("; "))
+                    .hint("the next run copies the point there, once the destination works again."),
+            );
+        }
+        if !self.suspect.is_empty() {
+            let text = format!("service {:?}: restore point {id} is suspect", self.service);
+            return Some(
+                Error::new(ErrorKind::Incomplete, text).caused_by(self.suspect.join("; ")).hint(format!(
+                    "look into it; `backstay accept {} {id}` makes it count if it is good.",
+                    self.service
+                )),
+            );
+        }
+        None
+    }
+}
+
+struct Run<'a> {
+    engine: &'a Engine,
+    name: &'a str,
+    service: &'a Service,
+    places: Vec<Place>,
+    catalogues: Vec<Result<Catalogue>>,
+    agent_id: String,
+    host: String,
+    started: DateTime<Utc>,
+    warnings: Vec<String>,
+}
+
+/// Backs one service up.
+///
+/// # Errors
+/// When no restore point was made although one was due. A point that is not everywhere is no error here:
+/// see [`RunReport::failure`].
+pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) -> Result<RunReport> {
+    let service = engine.service(name)?;
+    let started = engine.clock.now();
+    let agent_id = engine.agent_id()?;
+    let _lock = Lock::take(&engine.service_dir(name), name, started)?;
+    let places = engine.places(name)?;
+    let host = engine.host()?;
+    let catalogues = engine.catalogues(&places, &host, name).await;
+    let mut run = Run { engine, name, service, places, catalogues, agent_id, host, started, warnings: Vec::new() };
+    for (place, read) in run.places.iter().zip(&run.catalogues) {
+        if let Err(err) = read {
+            let text = format!("the catalogue at {} could not be read: {}", place.name(), err.chain());
+            engine.monitor.warn(&text);
+            run.warnings.push(text);
+        }
+    }
+    let cadence = run.cadence(wanted)?;
+    let mut report = run.report(cadence);
+    match cadence {
+        _ if dry_run => return Ok(report),
+        Some(cadence) => run.make(cadence, &mut report).await?,
+        None => {}
+    }
+    run.tidy(&mut report).await;
+    report.finished = engine.clock.now();
+    Ok(report)
+}
+
+impl Run<'_> {
+    fn known(&self) -> Vec<PointFacts> {
+        let mut all: BTreeMap<String, PointFacts> = BTreeMap::new();
+        for fact in self.catalogues.iter().flatten().flat_map(facts) {
+            let slot = all.entry(fact.id.clone()).or_insert_with(|| fact.clone());
+            if fact.state == State::Complete {
+                *slot = fact;
+            }
+        }
+        all.into_values().collect()
+    }
+
+    fn cadence(&self, wanted: Wanted) -> Result<Option<Cadence>> {
+        if let Wanted::This(cadence) = wanted {
+            return Ok(Some(cadence));
+        }
+        let mut enabled: Vec<Cadence> =
+            self.places.iter().flat_map(|p| p.keep.cadences().collect::<Vec<_>>()).collect();
+        enabled.sort_unstable();
+        enabled.dedup();
+        Ok(plan::due(&self.engine.calendar()?, enabled, &self.known(), self.started))
+    }
+
+    fn report(&self, cadence: Option<Cadence>) -> RunReport {
+        let places = self
+            .places
+            .iter()
+            .map(|p| PlaceReport { name: p.name().to_owned(), failure: None, notes: Vec::new() })
+            .collect();
+        RunReport {
+            service: self.name.to_owned(),
+            id: None,
+            cadence,
+            started: self.started,
+            finished: self.started,
+            plain_bytes: 0,
+            stored_bytes: 0,
+            counts: BTreeMap::new(),
+            suspect: Vec::new(),
+            warnings: self.warnings.clone(),
+            places,
+        }
+    }
+
+    fn new_id(&self, cadence: Cadence) -> String {
+        let taken: Vec<String> = self
+            .catalogues
+            .iter()
+            .flatten()
+            .flat_map(|c| {
+                let points = c.points.iter().map(|p| p.manifest.id.clone());
+                let others = c.orphans.iter().map(|o| &o.name).chain(c.strangers.iter().map(|s| &s.name));
+                let others = others.map(|n| {
+                    n.rsplit('/').next().unwrap_or(n).trim_start_matches(crate::catalogue::PARTIAL).to_owned()
+                });
+                points.chain(others).collect::<Vec<_>>()
+            })
+            .collect();
+        let environment = self.engine.config.environment.as_deref();
+        plan::next_id(self.name, environment, cadence, self.started, |id| taken.iter().any(|t| t == id))
+    }
+
+    fn encoding(&self) -> Result<Encoding> {
+        let compression = &self.service.compression;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let threads = compression.threads.unwrap_or(u32::try_from(cpus).unwrap_or(1));
+        let recipients = Recipients::load(&self.service.encrypt_to)?;
+        Ok(Encoding::new(compression.algorithm, compression.level, threads, recipients))
+    }
+
+    async fn make(&self, cadence: Cadence, report: &mut RunReport) -> Result<()> {
+        let source = self.engine.source(self.name)?;
+        let id = self.new_id(cadence);
+        let legs = self.legs(cadence, &id).await;
+        let sink = PointSink::new(
+            legs.clone(),
+            self.encoding()?,
+            self.service.stall_timeout.0,
+            Arc::clone(&self.engine.monitor),
+        );
+        let captured = self.capture(source.as_ref(), &sink).await;
+        let whole = match captured {
+            Ok(captured) => commit::commit(self, source.as_ref(), &sink, &legs, cadence, &id, captured, report).await,
+            Err(err) => Err(err),
+        };
+        for (leg, place) in legs.iter().zip(&mut report.places) {
+            place.failure = leg.failure();
+        }
+        if whole.is_err() || legs.iter().any(|l| l.failure().is_some()) {
+            sweep::abandoned(&self.places, &legs, &id).await;
+        }
+        whole.map_err(|e| e.within(format!("service {:?}: no restore point was made", self.name)))
+    }
+
+    async fn legs(&self, cadence: Cadence, id: &str) -> Vec<Arc<Leg>> {
+        let mut legs = Vec::new();
+        for place in &self.places {
+            let folder = place.layout.folder(&self.host, self.name, cadence, id);
+            let staged = place.destination.staging(&folder);
+            let mode = place.layout.put_mode();
+            let leg = Leg::new(Arc::clone(&place.destination), staged.clone(), mode);
+            if staged != folder {
+                let text = format!("{}\n{}\n{}\n", self.agent_id, self.host, std::process::id());
+                let key = format!("{staged}/{OWNER_NAME}");
+                if let Err(err) =
+                    destination::put(place.destination.as_ref(), &key, PutMode::Replace, text.into()).await
+                {
+                    leg.fail(err);
+                }
+            }
+            legs.push(Arc::new(leg));
+        }
+        legs
+    }
+
+    async fn capture(&self, source: &dyn Source, sink: &PointSink) -> Result<Captured> {
+        let cancel = self.engine.cancel.child_token();
+        let workdir = self.engine.service_dir(self.name).join("work");
+        let mut cx = self.engine.context(self.name, cancel.clone(), workdir.clone())?;
+        cx.previous = self.previous(source);
+        let work = async {
+            source.cleanup(&cx).await?;
+            source.probe(&cx).await?;
+            source.backup(&cx, sink).await
+        };
+        let outcome = tokio::select! {
+            done = tokio::time::timeout(self.service.timeout.0, work) => done.unwrap_or_else(|_| Err(self.timed_out())),
+            () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the backup was stopped")),
+        };
+        cancel.cancel();
+        let fresh = Context { cancel: tokio_util::sync::CancellationToken::new(), ..cx };
+        let _ = tokio::time::timeout(WIND_DOWN, sink.drain()).await;
+        if let Ok(Err(err)) = tokio::time::timeout(WIND_DOWN, source.cleanup(&fresh)).await {
+            self.engine.monitor.warn(&format!("could not clean up after the backup: {}", err.chain()));
+        }
+        let _ = std::fs::remove_dir_all(workdir);
+        outcome
+    }
+
+    fn timed_out(&self) -> Error {
+        Error::new(ErrorKind::Failed, format!("the backup did not end within {}", self.service.timeout))
+            .hint("look at what the source waits for; `timeout` of the service sets the limit.")
+    }
+
+    fn previous(&self, source: &dyn Source) -> Option<Arc<Manifest>> {
+        let all = self.catalogues.iter().flatten().flat_map(|c| &c.points);
+        all.filter(|p| p.is_whole() && p.manifest.state == State::Complete && p.manifest.kind == source.kind())
+            .filter(|p| p.manifest.method == source.method())
+            .max_by_key(|p| p.manifest.started)
+            .map(|p| Arc::clone(&p.manifest))
+    }
+
+    /// Tops up, prunes and sweeps. Nothing here makes the run fail: what could not be done is noted.
+    async fn tidy(&self, report: &mut RunReport) {
+        let fresh = self.engine.catalogues(&self.places, &self.host, self.name).await;
+        let Ok(calendar) = self.engine.calendar() else { return };
+        let policy = prune::Policy { calendar, now: self.engine.clock.now(), agent_id: &self.agent_id };
+        for (at, place) in self.places.iter().enumerate() {
+            if self.engine.cancel.is_cancelled() {
+                return;
+            }
+            let notes = &mut report.places[at].notes;
+            let Ok(catalogue) = &fresh[at] else { continue };
+            notes.extend(topup::top_up(&self.places, &fresh, at, &policy, self).await);
+            let succeeded = report.id.as_ref().is_some_and(|id| {
+                let point = catalogue.points.iter().find(|p| &p.manifest.id == id);
+                point.is_some_and(|p| p.is_whole() && p.manifest.state == State::Complete)
+            });
+            if succeeded {
+                notes.extend(prune::apply(place, catalogue, &policy).await.into_notes());
+            }
+            notes.extend(
+                sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
+                    .await,
+            );
+        }
+    }
+
+    fn grace(&self) -> chrono::TimeDelta {
+        let limit = self.service.timeout.0 + Duration::from_secs(3600);
+        chrono::TimeDelta::from_std(limit).unwrap_or(chrono::TimeDelta::days(2))
+    }
+}
+
+fn place_roots(place: &Place, run: &Run<'_>) -> Vec<String> {
+    place.layout.roots(&run.host, run.name)
+}

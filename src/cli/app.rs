@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::DEFAULT_CONFIG;
 use super::progress::Progress;
 use crate::config::{Config, parse};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::pipeline::decode::Identities;
 use crate::units::Clock;
 
 /// One run of the program. Cheap to clone; all clones share output and status.
@@ -21,6 +23,8 @@ use crate::units::Clock;
 pub struct App {
     /// `--config` or `$BACKSTAY_CONFIG`.
     pub config_path: Option<PathBuf>,
+    /// The configuration, if it had to be read before the user was changed.
+    pub preloaded: Option<Arc<Config>>,
     /// Answers are JSON lines.
     pub json: bool,
     /// Nothing is printed on success.
@@ -46,6 +50,9 @@ impl App {
     }
     /// Reads the configuration and `conf.d/*.yml` beside it.
     pub fn config(&self) -> Result<Config> {
+        if let Some(config) = &self.preloaded {
+            return Ok(Config::clone(config));
+        }
         parse::load(self.config_path())
     }
     /// Prints a line of the answer for people: nothing with `--json` or `--quiet`.
@@ -60,6 +67,25 @@ impl App {
         if self.json {
             self.out.line(message);
         }
+    }
+    /// The engine for this configuration.
+    pub fn engine(&self, config: Config) -> Result<Engine> {
+        Ok(Engine {
+            config: Arc::new(config),
+            clock: self.clock.clone(),
+            cancel: self.cancel.clone(),
+            monitor: self.monitor(),
+            identities: Identities::default(),
+        })
+    }
+    /// Shows an error of one part of the work on stderr now; the command goes on.
+    pub fn complain(&self, err: &Error) {
+        let text = match self.json {
+            true => serde_json::json!({"message_type": "error", "message": err.chain(), "hint": err.hint}).to_string(),
+            false => err.report(),
+        };
+        // Nobody is left to tell when this fails.
+        let _ = writeln!(io::stderr(), "{text}");
     }
     /// Shows progress and warnings on stderr, as far as the options allow.
     pub fn monitor(&self) -> Arc<dyn Monitor> {
