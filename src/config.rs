@@ -13,8 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Algorithm;
 use crate::units::{Bytes, Cadence, Span, is_name};
 
+pub mod check;
+mod explain;
 mod kind;
 pub mod parse;
+mod place;
 pub mod secret;
 pub mod show;
 
@@ -105,7 +108,7 @@ pub struct Service {
 }
 
 /// A destination as a service uses it.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UsedDestination {
     /// Name under `destinations`.
     pub name: String,
@@ -192,7 +195,8 @@ pub struct Check {
     /// Who gets mail.
     #[serde(default)]
     pub email: Vec<String>,
-    /// Greatest age of the newest complete point, per cadence. Default: period + 2 h for hourly and daily x2, see docs.
+    /// Greatest age of the newest complete point, per cadence. Default: 3h, 50h, 194h (8 d 2 h), 33d, 370d for
+    /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
     /// Which services must be there, per host, for `check-s3 --all-hosts`.
@@ -212,8 +216,8 @@ pub struct Mail {
     /// User name for AUTH.
     #[serde(default)]
     pub username: Option<String>,
-    /// Where its password is.
-    #[serde(default)]
+    /// Where its password is: `{file: PATH}`, `{env: NAME}` or `{credential: NAME}`.
+    #[serde(default, deserialize_with = "secret::long_form")]
     pub password: Option<secret::SecretRef>,
     /// PEM file of an additional certificate authority.
     #[serde(default)]
@@ -323,4 +327,28 @@ fn host_from(full: &str) -> Result<String> {
         return Ok(name);
     }
     Err(Error::new(ErrorKind::Config, "this machine has no host name").hint("set `host:` in the configuration."))
+}
+
+impl JsonSchema for UsedDestination {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "UsedDestination".into()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let keep = generator.subschema_for::<Keep>();
+        schemars::json_schema!({
+            "description": "A destination as a service uses it.",
+            "oneOf": [
+                {"type": "string", "description": "Name under `destinations`."},
+                {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "description": "Name under `destinations`."},
+                        "keep": {"description": "Overrides the service's `keep` there.", "anyOf": [keep, {"type": "null"}]},
+                    },
+                    "required": ["name"],
+                    "additionalProperties": false,
+                },
+            ]
+        })
+    }
 }

@@ -92,3 +92,22 @@ fn is_plain(s: &str) -> bool {
         && s.bytes().all(safe)
         && !WORDS.contains(&s.to_ascii_lowercase().as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse::from_text;
+
+    #[test]
+    fn what_is_shown_reads_back_as_the_same_configuration() {
+        let text = "host: db1\nenvironment: 'no'\nservices:\n  pg:\n    postgres: {method: databases, include: ['a*', 'true', '1']}\n    \
+                    backup_dir: \"/b/with: colon\"\n    destinations: [off, {name: off2, keep: {monthly: 12}}]\n    keep: {daily: 2}\n\
+                    destinations:\n  off: {s3: {bucket: b, credentials: s3, sse: {kms: k}}}\n  off2: {s3: {bucket: b, credentials: {file: /k}, sse: aes256}}\n\
+                    check: {email: [ops@example.com], max_age: {daily: 50h}}\n\
+                    mail: {smtp: 'smtp://m:587', from: a@example.com, username: u, password: {env: P}}\n";
+        let config = from_text(text, "x").unwrap();
+        let shown = effective(&config).unwrap();
+        assert_eq!(from_text(&shown, "shown").unwrap(), config, "{shown}");
+        assert!(shown.contains("timeout: \"6h\"") || shown.contains("timeout: 6h"), "defaults are shown:\n{shown}");
+    }
+}
