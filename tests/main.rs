@@ -6,6 +6,7 @@ mod cli;
 mod common;
 mod config_invalid;
 mod layers;
+mod pipeline;
 mod postgres;
 mod retention;
 mod s3;
