@@ -1,5 +1,6 @@
 //! All integration tests, one binary, so that the crate is linked once.
 
+mod backup;
 mod blobdir;
 mod check;
 mod cli;
