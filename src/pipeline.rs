@@ -1,1 +1,3 @@
 //! Pipeline.
+pub mod archive;
+pub mod extract;
