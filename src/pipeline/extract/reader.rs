@@ -240,7 +240,8 @@ impl MapText {
 
 fn kind_of(flag: u8, header: &[u8; BLOCK]) -> Result<MemberKind> {
     Ok(match flag {
-        b'0' | 0 | b'7' if ustar_name(header).ends_with(b"/") => MemberKind::Directory,
+        // Before ustar, a slash at the end was all that told a directory.
+        0 if ustar_name(header).ends_with(b"/") => MemberKind::Directory,
         b'0' | 0 | b'7' => MemberKind::File,
         b'1' => MemberKind::Hardlink,
         b'2' => MemberKind::Symlink,
