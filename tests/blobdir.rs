@@ -1,6 +1,12 @@
 //! The `blobdir` source: a tree with everything a file system can hold, out and back, by GNU tar and by ourselves.
 
 #![allow(clippy::disallowed_methods, reason = "the tests run GNU tar and setfacl")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    unreachable_pub,
+    reason = "helpers of tests may panic, and name no types"
+)]
 
 mod archive;
 mod faults;

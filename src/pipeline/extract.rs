@@ -118,6 +118,9 @@ struct Open {
     meta: Option<Member>,
 }
 
+/// Sets one extended attribute.
+type Setter<'a> = dyn Fn(&[u8], &[u8]) -> std::io::Result<()> + 'a;
+
 struct Extractor {
     root: File,
     rules: Rules,
@@ -324,7 +327,7 @@ impl Extractor {
     }
 
     /// Sets those that are ACLs, or those that are not; returns how many could not be set.
-    fn attributes(&self, member: &Member, acls: bool, set: &dyn Fn(&[u8], &[u8]) -> std::io::Result<()>) -> u64 {
+    fn attributes(&self, member: &Member, acls: bool, set: &Setter<'_>) -> u64 {
         let wanted = member.xattrs.iter().filter(|(key, _)| ACLS.contains(&key.as_slice()) == acls);
         wanted.filter(|(key, value)| set(key, value).is_err()).count() as u64
     }
