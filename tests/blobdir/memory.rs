@@ -108,6 +108,7 @@ pub fn manifest(counts: BTreeMap<String, u64>, artefacts: Vec<Artefact>) -> Mani
         accepted: None,
         limits: Limits::default(),
         artefacts,
+        sums: None,
         external: Vec::new(),
         consistency: backstay::manifest::Consistency::Fuzzy,
         server_version: None,
