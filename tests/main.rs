@@ -1,5 +1,7 @@
 //! All integration tests, one binary, so that the crate is linked once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
+
 mod blobdir;
 mod check;
 mod cli;
