@@ -1,8 +1,8 @@
 //! The engine on real directories: what is listed can be restored, what is not whole is not listed.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use backstay::catalogue::{self, Catalogue};
 use backstay::config::parse;
@@ -77,8 +77,7 @@ impl Deployment {
         self.catalogue(place).await.points.iter().map(|p| p.manifest.id.clone()).collect()
     }
     async fn restore(&self, from: Option<&str>, id: Option<&str>, to: &Path) -> Result<(), Error> {
-        let wanted =
-            Selection { id: id.map(str::to_owned), from: from.map(str::to_owned), ..Selection::default() };
+        let wanted = Selection { id: id.map(str::to_owned), from: from.map(str::to_owned), ..Selection::default() };
         let chosen = restore::choose(&self.engine, "blobs", &wanted).await?;
         let request = RestoreRequest { to: Some(to.to_path_buf()), ..RestoreRequest::default() };
         restore::restore(&self.engine, "blobs", &chosen, &request).await.map(drop)
@@ -101,7 +100,8 @@ async fn a_backup_is_listed_and_restores_from_each_place() {
         assert_eq!(std::fs::read(target.join("a/one")).unwrap(), b"first");
         assert_eq!(std::fs::read(target.join("a/two")).unwrap(), vec![b'x'; 300_000]);
     }
-    let mode = |p: PathBuf| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(p).unwrap().permissions()) & 0o777;
+    let mode =
+        |p: PathBuf| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(p).unwrap().permissions()) & 0o777;
     let folder = d.folder("local", &report.id.unwrap());
     assert_eq!(mode(folder.clone()), 0o700);
     assert_eq!(mode(folder.join("manifest.json")), 0o600);
@@ -204,7 +204,9 @@ async fn every_kind_of_damage_is_noticed_by_verify_and_refused_by_restore() {
                 let verdicts: Vec<bool> = {
                     let mut v = Vec::new();
                     for copy in &copies {
-                        v.push(verify::verify(&d.engine, "blobs", copy, Level::Digest).await.unwrap().problems.is_empty());
+                        v.push(
+                            verify::verify(&d.engine, "blobs", copy, Level::Digest).await.unwrap().problems.is_empty(),
+                        );
                     }
                     v
                 };
@@ -225,7 +227,8 @@ async fn foreign_folders_and_manifests_of_a_newer_version_are_listed_and_never_t
     let newer = text.replace("\"format_version\": 1", "\"format_version\": 2");
     let at = newer.rfind("  \"manifest_sha256\"").unwrap();
     let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&newer.as_bytes()[..at]));
-    std::fs::write(copy.join("manifest.json"), format!("{}  \"manifest_sha256\": \"{digest}\"\n}}\n", &newer[..at])).unwrap();
+    std::fs::write(copy.join("manifest.json"), format!("{}  \"manifest_sha256\": \"{digest}\"\n}}\n", &newer[..at]))
+        .unwrap();
     std::fs::create_dir(d.path("local/photos")).unwrap();
     std::fs::write(d.path("local/photos/cat.jpg"), "meow").unwrap();
     for _ in 0..3 {

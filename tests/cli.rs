@@ -193,3 +193,28 @@ fn a_wrong_log_level_is_told() {
     let out = backstay(&["config", "schema"]).env("BACKSTAY_LOG", "backstay=loud").output().unwrap();
     assert_eq!(out.status.code(), Some(78));
 }
+
+/// Whether the process catches SIGINT and SIGTERM yet.
+fn listens(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+    let both = (1 << (nix::libc::SIGINT - 1)) | (1 << (nix::libc::SIGTERM - 1));
+    u64::from_str_radix(&caught, 16).unwrap() & both == both
+}
+
+#[test]
+fn a_signal_stops_the_command_and_is_its_exit_code() {
+    use nix::sys::signal::{Signal, kill};
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut command = backstay(&["config", "check", "--file", "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let open = child.stdin.take();
+        while !listens(child.id()) {
+            std::thread::yield_now();
+        }
+        kill(nix::unistd::Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        let out = child.wait_with_output().unwrap();
+        drop(open);
+        assert_eq!(out.status.code(), Some(code), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+}
