@@ -129,14 +129,21 @@ async fn two_tablespaces_are_staged_and_relocated() {
     }
     server.sql("postgres", "create database app tablespace fast");
     fill(&server, "app");
-    server.sql("app", "create table far (x int) tablespace \"slow disk\"; insert into far select generate_series(1, 500)");
+    server.sql(
+        "app",
+        "create table far (x int) tablespace \"slow disk\"; insert into far select generate_series(1, 500)",
+    );
     let before = content(&server, "app");
     let staging = tempfile::tempdir().unwrap();
     let mut config = server.config(PostgresMethod::Plain);
     config.staging_dir = Some(staging.path().into());
     let taken = take(config).await;
     let names = taken.memory.names();
-    assert_eq!((names.len(), names[2].as_str(), names[4].as_str()), (5, "backup_manifest.json", "inventory.jsonl"), "{names:?}");
+    assert_eq!(
+        (names.len(), names[2].as_str(), names[4].as_str()),
+        (5, "backup_manifest.json", "inventory.jsonl"),
+        "{names:?}"
+    );
     assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
     assert_eq!(taken.problems().await, [""; 0]);
     server.down();
@@ -149,7 +156,8 @@ async fn two_tablespaces_are_staged_and_relocated() {
     let new = Server { data: target, dir: server_guard(&server) };
     assert_eq!(server.sql("app", "select count(*) from far"), "500");
     assert_eq!(content(&server, "app"), before);
-    let places = server.sql("app", "select string_agg(pg_tablespace_location(oid), ',') from pg_tablespace where oid > 16383");
+    let places =
+        server.sql("app", "select string_agg(pg_tablespace_location(oid), ',') from pg_tablespace where oid > 16383");
     assert!(places.contains("new-fast") && places.contains("new-slow disk"), "{places}");
     drop(new);
 }

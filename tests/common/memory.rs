@@ -52,7 +52,8 @@ impl Memory {
     }
     /// The point made of what was captured.
     pub(crate) fn point(&self, source: &dyn Source, captured: &Captured) -> PointReader {
-        let artefacts = self.kept.lock().unwrap().iter().map(|(name, (role, bytes))| Artefact {
+        let kept = self.kept.lock().unwrap();
+        let artefacts = kept.iter().map(|(name, (role, bytes))| Artefact {
             name: name.clone(),
             role: *role,
             location: Location { key: name.clone(), version: None },
@@ -87,6 +88,7 @@ impl Memory {
             counts: captured.counts.clone(),
             attributes: captured.attributes.clone(),
             base: None,
+            sums: None,
             warnings: captured.warnings.clone(),
         };
         PointReader { manifest: Arc::new(manifest), from: Arc::new(self.clone()) }

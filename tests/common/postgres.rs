@@ -15,7 +15,10 @@ pub(crate) const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// User and group of the server, when the tests run as root.
 fn server_user() -> Option<(u32, u32)> {
     let user = nix::unistd::User::from_name("postgres").unwrap();
-    nix::unistd::geteuid().is_root().then(|| user.expect("root needs a user postgres")).map(|u| (u.uid.as_raw(), u.gid.as_raw()))
+    nix::unistd::geteuid()
+        .is_root()
+        .then(|| user.expect("root needs a user postgres"))
+        .map(|u| (u.uid.as_raw(), u.gid.as_raw()))
 }
 
 /// Runs a program of the server as the server's user; its output.
@@ -57,7 +60,10 @@ impl Server {
         server_dir(dir.path());
         let data = dir.path().join("data");
         let d = data.to_str().unwrap();
-        run(format!("{BIN}/initdb"), &["-D", d, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8", "--locale=C.UTF-8"]);
+        run(
+            format!("{BIN}/initdb"),
+            &["-D", d, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8", "--locale=C.UTF-8"],
+        );
         let server = Self { dir, data };
         server.settle(server.dir.path());
         server.up();
@@ -86,7 +92,10 @@ impl Server {
         server_dir(dir.path());
         let data = dir.path().join("data");
         let socket = self.dir.path().to_str().unwrap();
-        run(format!("{BIN}/pg_basebackup"), &["-h", socket, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-c", "fast"]);
+        run(
+            format!("{BIN}/pg_basebackup"),
+            &["-h", socket, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-c", "fast"],
+        );
         let standby = Self { dir, data };
         standby.settle(standby.dir.path());
         standby.up();
@@ -94,7 +103,8 @@ impl Server {
     }
     /// Runs SQL; what it prints.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
-        let conninfo = format!("dbname='{}' host='{}' user=postgres", database.replace('\'', "\\'"), self.dir.path().display());
+        let conninfo =
+            format!("dbname='{}' host='{}' user=postgres", database.replace('\'', "\\'"), self.dir.path().display());
         let text = run(format!("{BIN}/psql"), &["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", sql]);
         text.trim().to_owned()
     }
@@ -126,7 +136,11 @@ pub(crate) fn fake_tool(dir: &Path, name: &str, script: &str) -> PathBuf {
         symlink(entry.path(), bin.join(entry.file_name())).unwrap();
     }
     let text = bin.join("script.txt");
-    std::fs::write(&text, format!("#!/bin/sh\nreal={BIN}/{name}\n[ \"$1\" = --version ] && exec $real \"$@\"\n{script}\n")).unwrap();
+    std::fs::write(
+        &text,
+        format!("#!/bin/sh\nreal={BIN}/{name}\n[ \"$1\" = --version ] && exec $real \"$@\"\n{script}\n"),
+    )
+    .unwrap();
     // Another process writes the program: a descriptor open for writing here could reach a child that another test
     // starts, and the kernel does not run a file that is open for writing.
     let status = Command::new("install").args(["-m", "755"]).arg(&text).arg(bin.join(name)).status().unwrap();

@@ -22,11 +22,23 @@ const FAULTS: &[(&str, PostgresMethod, &str, &str, &[&str])] = &[
     ("whole and exit 1", Dump, "pg_dumpall", "$real \"$@\"; exit 1", &[]),
     ("empty and exit 0", Dump, "pg_dumpall", "exit 0", &[]),
     ("killed", Dump, "pg_dumpall", "$real \"$@\" | head -c 3000; kill -9 $$", &[]),
-    ("much to say", Dump, "pg_dumpall", "head -c 5000000 /dev/zero | tr '\\0' 'e' >&2; echo the last word >&2; exit 1", &[]),
+    (
+        "much to say",
+        Dump,
+        "pg_dumpall",
+        "head -c 5000000 /dev/zero | tr '\\0' 'e' >&2; echo the last word >&2; exit 1",
+        &[],
+    ),
     ("without its last member", Plain, "pg_basebackup", "$real \"$@\" --no-manifest; exit 0", &[]),
     ("half and exit 0", Plain, "pg_basebackup", "$real \"$@\" | head -c 9000000; exit 0", &[]),
     ("whole and exit 1", Plain, "pg_basebackup", "$real \"$@\"; exit 1", &[]),
-    ("checksum word, but half", Plain, "pg_basebackup", "$real \"$@\" | head -c 9000000; echo 'checksum error occurred' >&2; exit 1", &[]),
+    (
+        "checksum word, but half",
+        Plain,
+        "pg_basebackup",
+        "$real \"$@\" | head -c 9000000; echo 'checksum error occurred' >&2; exit 1",
+        &[],
+    ),
     ("empty and exit 0", Plain, "pg_basebackup", "exit 0", &[]),
     ("not there", Plain, "pg_basebackup", "exec /nonexistent", &[]),
 ];
@@ -97,9 +109,15 @@ async fn complaints_say_what_to_do() {
     let locker = {
         let conninfo = format!("host={} user=postgres dbname=postgres", server.dir.path().display());
         let program = backstay::exec::Program::new(format!("{}/psql", crate::common::postgres::BIN));
-        program.args(["-X", "-d", &conninfo, "-c", "begin; lock table t; select pg_sleep(60)"]).spawn(std::process::Stdio::null())
+        program
+            .args(["-X", "-d", &conninfo, "-c", "begin; lock table t; select pg_sleep(60)"])
+            .spawn(std::process::Stdio::null())
     };
-    while server.sql("postgres", "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and relation = 't'::regclass") == "0" {
+    while server.sql(
+        "postgres",
+        "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and relation = 't'::regclass",
+    ) == "0"
+    {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let err = complaint(Databases, |c| c.lock_wait = backstay::units::Span::from_secs(1)).await;

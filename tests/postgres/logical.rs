@@ -2,8 +2,8 @@
 
 use backstay::config::PostgresMethod;
 use backstay::error::ErrorKind;
-use backstay::source::{RestoreRequest, Source as _};
 use backstay::source::postgres::Postgres;
+use backstay::source::{RestoreRequest, Source as _};
 
 use super::{content, fill, take};
 use crate::common::memory::context;
@@ -45,6 +45,7 @@ async fn a_dump_fills_an_empty_cluster() {
     assert_eq!(taken.memory.names(), ["all.sql", "inventory.jsonl"]);
     let each = 2000 + 2 + 3 + 3;
     assert_eq!((taken.captured.counts["rows"], taken.captured.counts["tables"]), (2 * each, 8));
+    assert_eq!(taken.captured.counts["databases"], 4, "template1 and postgres too");
     assert_eq!(taken.problems().await, [""; 0]);
     let refused = taken.restore(RestoreRequest::default()).await.unwrap_err();
     assert!(refused.kind == ErrorKind::Refused && refused.message.contains("app"), "{refused:?}");
