@@ -186,6 +186,11 @@ const COMPLAINTS: &[(&str, ErrorKind, &str)] = &[
         "find out what holds the table's lock, or raise lock_wait.",
     ),
     (
+        "canceling statement due to statement timeout",
+        ErrorKind::Unavailable,
+        "find out what holds the table's lock, or raise lock_wait.",
+    ),
+    (
         "server version mismatch",
         ErrorKind::Config,
         "install the client programs of the server's version, or set bin_dir.",

@@ -191,7 +191,7 @@ mod tests {
         header.as_mut_bytes()[..name.len()].copy_from_slice(name);
         header.set_entry_type(kind);
         header.set_size(body.len() as u64);
-        header.set_link_name(link).unwrap();
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
         header.set_cksum();
         let mut out = header.as_bytes().to_vec();
         out.extend(body);

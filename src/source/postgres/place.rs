@@ -235,3 +235,68 @@ fn parse_owner(text: &str) -> Result<Owner> {
     };
     Ok(Owner { uid, gid })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> Owner {
+        Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_old_data_stays_until_the_new_takes_its_place() {
+        for mounted in [false, true] {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("data");
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(dir.join("lost+found")).unwrap();
+            fs::write(dir.join("old"), "").unwrap();
+            assert_eq!(Place::look(&dir, false).unwrap_err().kind, ErrorKind::Refused);
+            let mut place = Place::look(&dir, true).unwrap();
+            if mounted {
+                place.mounted = true;
+                place.staging = dir.join(".backstay-restore");
+            }
+            place.prepare(me()).unwrap();
+            fs::write(place.staging.join("interrupted"), "").unwrap();
+            place.prepare(me()).unwrap();
+            fs::write(place.staging.join("new"), "").unwrap();
+            assert!(dir.join("old").exists());
+            let old = place.take_over("1").unwrap().unwrap();
+            assert!(names(&old).contains(&"old".to_owned()) && names(&dir).contains(&"new".to_owned()));
+            assert!(!names(&dir).contains(&"old".to_owned()) && !place.staging.exists());
+            assert_eq!(old, if mounted { dir.join(".old-1") } else { parent.path().join("data.old-1") });
+        }
+    }
+
+    #[test]
+    fn an_empty_place_leaves_nothing_behind() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("data");
+        fs::create_dir(&dir).unwrap();
+        let place = Place::look(&dir, false).unwrap();
+        place.prepare(me()).unwrap();
+        assert_eq!(place.take_over("1").unwrap(), None);
+        assert_eq!(names(parent.path()), ["data"]);
+        let place = Place::look(&dir, false).unwrap();
+        place.prepare(me()).unwrap();
+        fs::write(dir.join("someone"), "").unwrap();
+        assert_eq!(place.take_over("1").unwrap_err().kind, ErrorKind::Refused);
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        assert_eq!(parse_owner("root:root").unwrap(), Owner { uid: 0, gid: 0 });
+        assert_eq!(parse_owner("root").unwrap(), Owner { uid: 0, gid: 0 });
+        assert_eq!(parse_owner("12:34").unwrap(), Owner { uid: 12, gid: 34 });
+        assert_eq!(parse_owner("no such:34").unwrap_err().kind, ErrorKind::Usage);
+    }
+}

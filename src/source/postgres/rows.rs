@@ -60,7 +60,7 @@ pub(super) struct SqlRows {
     database: String,
     /// Rows by database and table.
     pub(super) rows: BTreeMap<(String, Table), u64>,
-    /// Databases connected to, in order.
+    /// Databases connected to, in order, each once.
     pub(super) databases: Vec<String>,
 }
 
@@ -97,9 +97,12 @@ impl SqlRows {
         let overlong = std::mem::take(&mut self.overlong);
         if let Some(rest) = text.strip_prefix("\\connect ") {
             self.database = connect_target(rest);
-            self.databases.push(self.database.clone());
+            // The dump connects again after it has set a database's properties.
+            if !self.databases.contains(&self.database) {
+                self.databases.push(self.database.clone());
+            }
         } else if text.starts_with("-- Data for Name: ") {
-            self.armed = true;
+            self.armed = text.contains("; Type: TABLE DATA");
         } else if self.armed && text.starts_with("COPY ") && !overlong {
             if !text.ends_with(" FROM stdin;") {
                 // A name with a newline in it: the statement goes on.
@@ -107,6 +110,8 @@ impl SqlRows {
                 return;
             }
             self.copying = copy_target(&text).map(|table| (table, Lines::default()));
+            self.armed = false;
+        } else if !text.is_empty() && !text.starts_with("--") {
             self.armed = false;
         }
         self.line.clear();
@@ -162,12 +167,13 @@ mod tests {
     #[test]
     fn rows_are_counted_per_database_and_table_at_every_split() {
         let sql = concat!(
-            "\\connect a\n\n--\n-- Data for Name: t; Type: TABLE DATA\n--\n\nCOPY public.t (x, y) FROM stdin;\n",
+            "\\connect a\n\n\\connect a\n--\n-- Data for Name: t; Type: TABLE DATA\n--\n\nCOPY public.t (x, y) FROM stdin;\n",
             "1\t\\.x\n\n\\N\t\\\\.\n\\.\n\n",
             "CREATE FUNCTION f() AS $$\nCOPY public.t FROM stdin;\n$$;\n",
             "\\connect -reuse-previous=on \"dbname='o\\'b \"\"q\"\"'\"\n",
             "-- Data for Name: we.ird \"T\"; Type: TABLE DATA\n--\n\nCOPY \"S.1\".\"we.ird \"\"T\"\"\" (x) FROM stdin;\n\\.\n",
-            "-- Data for Name: z\n\nCOPY public.z  FROM stdin;\na\n\\.\n",
+            "-- Data for Name: BLOBS; Type: BLOBS\n--\n\nSELECT 1;\nCOPY public.no FROM stdin;\n",
+            "-- Data for Name: z; Type: TABLE DATA\n\nCOPY public.z  FROM stdin;\na\n\\.\n",
         );
         for step in [1, 2, 3, 17, 10_000] {
             let mut rows = SqlRows::default();

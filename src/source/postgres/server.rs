@@ -73,10 +73,6 @@ impl Server {
     pub(super) fn bytes(&self) -> u64 {
         self.tablespaces.iter().filter_map(|t| t.bytes).sum()
     }
-    /// Major version: `15`.
-    pub(super) fn major(&self) -> String {
-        self.version.chars().take_while(char::is_ascii_digit).collect()
-    }
     /// Facts for the manifest.
     pub(super) fn attributes(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::from([("from_standby".to_owned(), self.in_recovery.to_string())]);
@@ -94,7 +90,7 @@ impl Postgres {
         let number: u32 =
             self.query(cx, &self.config.database, "select current_setting('server_version_num')::int").await?;
         if number < OLDEST {
-            let message = format!("the server has version {}.{}: too old", number / 10_000, number / 100 % 100);
+            let message = format!("the server is too old (version {}.{})", number / 10_000, number % 10_000);
             return Err(Error::new(ErrorKind::Refused, message)
                 .hint("upgrade PostgreSQL to 13 or newer: older copies have no backup manifest to check them with."));
         }
