@@ -1,1 +1,4 @@
 //! common
+
+pub(crate) mod rgw;
+pub(crate) mod s3_fault;
