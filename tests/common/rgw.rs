@@ -41,6 +41,7 @@ pub(crate) async fn make_bucket(name: &str, versioned: bool) {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "the script must outlive no test, and its daemons all of them")]
 fn start() -> Result<String, String> {
     let needed = ["radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "ceph-authtool", "uuidgen", "curl"];
     let path = std::env::var_os("PATH").unwrap_or_default();

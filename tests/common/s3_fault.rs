@@ -10,7 +10,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -263,9 +262,14 @@ async fn answer(
             if all.len() <= bytes {
                 return Ok(Response::from_parts(head, Body::from(all)));
             }
-            let frames: Vec<Result<Frame<Bytes>, std::io::Error>> =
-                vec![Ok(Frame::data(all.slice(..bytes))), Err(std::io::Error::other("cut"))];
-            Ok(Response::from_parts(head, Body::http_body_unsync(StreamBody::new(stream::iter(frames)))))
+            // The first bytes must have left before the connection breaks.
+            let cut = async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(broken("cut"))
+            };
+            let start = stream::once(std::future::ready(Ok(Frame::data(all.slice(..bytes)))));
+            let frames = stream::StreamExt::chain(start, stream::once(cut));
+            Ok(Response::from_parts(head, Body::http_body_unsync(StreamBody::new(Box::pin(frames)))))
         }
     }
 }

@@ -5,10 +5,15 @@ use std::time::Duration;
 use backstay::destination::{Destination, Location, ObjectMeta, PutMode, Upload};
 use backstay::error::{ErrorKind, Result};
 use bytes::{Bytes, BytesMut};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 
 const MIB: usize = 1 << 20;
+
+#[allow(clippy::disallowed_methods, reason = "the times of stores are compared with it")]
+pub(crate) fn now() -> DateTime<Utc> {
+    Utc::now()
+}
 
 /// Bytes that do not repeat within a part.
 pub(crate) fn sample(len: usize) -> Bytes {
@@ -80,7 +85,7 @@ async fn bytes_come_back(place: &dyn Destination, part: usize) {
         assert_eq!(at, Location::newest(&key));
         let seen = place.head(&at).await.expect("looked at").expect("there");
         assert_eq!((seen.bytes, seen.delete_marker, &seen.location), (len as u64, false, &at));
-        let age = Utc::now() - seen.modified.expect("a time");
+        let age = now() - seen.modified.expect("a time");
         assert!(age.num_seconds().abs() < 120, "{age}");
         assert!(get(place, &at).await.expect("read") == bytes, "{len} bytes differ");
         place.delete(&at).await.expect("deleted");
@@ -102,7 +107,7 @@ async fn nothing_is_seen_before_it_is_whole(place: &dyn Destination, part: usize
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(place.head(&at).await.expect("looked at"), None);
         assert!(place.folders("").await.expect("listed").iter().all(|f| f != "unseen"));
-        let left = place.sweep_uploads("unseen/", Utc::now() + chrono::Duration::hours(1)).await.expect("swept");
+        let left = place.sweep_uploads("unseen/", now() + chrono::Duration::hours(1)).await.expect("swept");
         assert_eq!(left, 0, "an upload was left");
     }
 }
@@ -166,10 +171,10 @@ async fn unfinished_uploads_are_swept(place: &dyn Destination, part: usize) {
     std::mem::forget(upload);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let hour = chrono::Duration::hours(1);
-    assert_eq!(place.sweep_uploads("sweep/", Utc::now() - hour).await.expect("swept"), 0);
-    assert_eq!(place.sweep_uploads("other/", Utc::now() + hour).await.expect("swept"), 0);
-    assert_eq!(place.sweep_uploads("sweep/", Utc::now() + hour).await.expect("swept"), 1);
-    assert_eq!(place.sweep_uploads("sweep/", Utc::now() + hour).await.expect("swept"), 0);
+    assert_eq!(place.sweep_uploads("sweep/", now() - hour).await.expect("swept"), 0);
+    assert_eq!(place.sweep_uploads("other/", now() + hour).await.expect("swept"), 0);
+    assert_eq!(place.sweep_uploads("sweep/", now() + hour).await.expect("swept"), 1);
+    assert_eq!(place.sweep_uploads("sweep/", now() + hour).await.expect("swept"), 0);
     assert!(place.folders("").await.expect("listed").iter().all(|f| f != "sweep"));
 }
 

@@ -93,6 +93,11 @@ impl State {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "a store has a clock of its own")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 fn etag(bytes: &[u8]) -> String {
     hex::encode(&Sha256::digest(bytes)[..16])
 }
@@ -121,7 +126,7 @@ impl Memory {
 
     pub(crate) fn objects(&self) -> Vec<Stored> {
         let state = self.lock();
-        let newest = state.objects.iter().filter_map(|(key, _)| state.newest(key).map(|v| (key, v)));
+        let newest = state.objects.keys().filter_map(|key| state.newest(key).map(|v| (key, v)));
         newest.map(|(k, v)| Stored { key: k.clone(), bytes: v.bytes.clone(), headers: v.headers.clone() }).collect()
     }
 
@@ -178,7 +183,7 @@ impl S3 for Memory {
                 input.server_side_encryption.as_ref(),
                 input.ssekms_key_id.as_ref(),
             ),
-            modified: SystemTime::now(),
+            modified: now(),
         };
         let version_id = state.put(input.key, self.versioned, version);
         Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong(tag)), version_id, ..Default::default() }))
@@ -198,8 +203,9 @@ impl S3 for Memory {
             None => (found.bytes.clone(), None),
             Some(range) => {
                 let r = range.check(total)?;
+                let at = |n: u64| usize::try_from(n).expect("it is in memory");
                 let text = format!("bytes {}-{}/{total}", r.start, r.end - 1);
-                (found.bytes.slice(r.start as usize..r.end as usize), Some(text))
+                (found.bytes.slice(at(r.start)..at(r.end)), Some(text))
             }
         };
         Ok(S3Response::new(GetObjectOutput {
@@ -244,7 +250,7 @@ impl S3 for Memory {
                     marker: true,
                     metadata: None,
                     headers: Vec::new(),
-                    modified: SystemTime::now(),
+                    modified: now(),
                 };
                 state.put(key, true, marker);
             }
@@ -364,7 +370,7 @@ impl S3 for Memory {
                 input.server_side_encryption.as_ref(),
                 input.ssekms_key_id.as_ref(),
             ),
-            began: SystemTime::now(),
+            began: now(),
         };
         state.uploads.insert(id.clone(), upload);
         Ok(S3Response::new(CreateMultipartUploadOutput {
