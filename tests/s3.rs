@@ -1,1 +1,6 @@
-//! s3
+//! Destinations: one contract for all, and an object store that fails in every way it can.
+
+mod contract;
+mod faults;
+mod local;
+mod real;
