@@ -142,7 +142,7 @@ async fn a_failed_run_lists_nothing_removes_nothing_and_leaves_nothing() {
     assert!(err.chain().contains("no restore point was made"), "{}", err.chain());
     for place in ["local", "second"] {
         let found = d.catalogue(place).await;
-        assert_eq!(found.points.iter().map(|p| p.manifest.id.clone()).collect::<Vec<_>>(), [good.clone()]);
+        assert_eq!(found.points.iter().map(|p| p.manifest.id.clone()).collect::<Vec<_>>(), std::slice::from_ref(&good));
         assert!(found.orphans.is_empty() && found.strangers.is_empty(), "{found:?}");
     }
 }

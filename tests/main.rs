@@ -1,6 +1,10 @@
 //! All integration tests, one binary, so that the crate is linked once.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    reason = "a test stops at the first surprise, and nothing here is a public interface"
+)]
 
 mod alarms;
 mod backup;
