@@ -194,7 +194,7 @@ fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[O
                     && !o.delete_marker
                     && a.location.version.as_ref().is_none_or(|v| o.location.version.as_ref() == Some(v))
             };
-            !objects.iter().find(there).is_some_and(|o| o.bytes == a.stored_bytes)
+            objects.iter().find(there).is_none_or(|o| o.bytes != a.stored_bytes)
         })
         .map(|a| a.name.clone())
         .collect();

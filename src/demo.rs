@@ -32,7 +32,11 @@ pub async fn run(engine: Engine, dir: &Path, say: Say<'_>) -> Result<()> {
     say(&format!("   blobs: {files} files, with a hard link, a symbolic link and a sparse file"));
     let server = match postgres::start(&dir, &engine.cancel).await {
         Ok(server) => {
-            say(&format!("   postgres: a throw-away server, {}, with a database \"shop\" of {} rows", server.version, postgres::ROWS));
+            say(&format!(
+                "   postgres: a throw-away server, {}, with a database \"shop\" of {} rows",
+                server.version,
+                postgres::ROWS
+            ));
             Some(server)
         }
         Err(why) => {
@@ -82,7 +86,8 @@ async fn with_stores(engine: &Engine, dir: &Path, server: Option<&postgres::Serv
     damage(&engine, say).await?;
     say("5. restore and compare");
     let target = dir.join("restored");
-    restore_to(&engine, "blobs", None, RestoreRequest { to: Some(target.clone()), ..RestoreRequest::default() }).await?;
+    restore_to(&engine, "blobs", None, RestoreRequest { to: Some(target.clone()), ..RestoreRequest::default() })
+        .await?;
     let compared = stores::compare(&dir.join("blobs"), &target)?;
     say(&format!("   blobs: {compared} files in {}, every byte the same", target.display()));
     if let Some(server) = server {

@@ -117,7 +117,7 @@ impl Freshness {
             cadence: None,
             summary: "has restore points that could not be read".to_owned(),
             text: format!("{} has restore points that could not be read at {}: {why}", at.service, at.destination),
-            advice: Some(format!("repair the access, then look again: backstay check-s3 {}.", at.service)),
+            advice: Some(format!("repair the access, then look again: backstay check-s3 {}", at.service)),
             id: None,
             age_seconds: None,
             limit_seconds: None,
@@ -237,7 +237,7 @@ impl<'a> Seen<'a> {
         let age = newest.map(|p| self.age(p));
         let fresh = age.is_some_and(|a| u64::try_from(a).unwrap_or(0) <= limit.as_secs());
         let mut line = match (ahead, fresh) {
-            (Some(ahead), _) => self.from_the_future(cadence, ahead),
+            (Some(ahead), _) => self.ahead_of_now(cadence, ahead),
             (None, true) => Line { summary: format!("has a fresh {cadence} restore point"), ..Line::of(State::Ok) },
             (None, false) => self.too_old(cadence, limit, newest.is_some()),
         };
@@ -262,7 +262,7 @@ impl<'a> Seen<'a> {
         }
     }
 
-    fn from_the_future(&self, cadence: Cadence, ahead: &SeenPoint) -> Line {
+    fn ahead_of_now(&self, cadence: Cadence, ahead: &SeenPoint) -> Line {
         let in_seconds = ahead.started.signed_duration_since(self.now).num_seconds();
         Line {
             summary: format!("has a {cadence} restore point from the future"),

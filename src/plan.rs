@@ -242,6 +242,36 @@ mod tests {
     }
 
     #[test]
+    fn what_satisfies_a_period() {
+        use crate::manifest::State;
+        let now = utc("2026-11-20T12:00:00Z");
+        let point = |cadence, started: &str| PointFacts {
+            id: "p".to_owned(),
+            cadence,
+            started: utc(started),
+            state: State::Complete,
+            agent_id: "own".to_owned(),
+            foreign: false,
+            base: None,
+        };
+        let utc_calendar = calendar("UTC", WeekStart::Sunday);
+        let due = |p: PointFacts| due(&utc_calendar, [Cadence::Daily, Cadence::Monthly], &[p], now);
+        let today = "2026-11-20T00:00:00Z";
+        assert_eq!(due(point(Cadence::Monthly, today)), None);
+        assert_eq!(due(point(Cadence::Yearly, today)), None);
+        assert_eq!(due(point(Cadence::Monthly, "2026-11-19T23:59:59Z")), Some(Cadence::Daily));
+        assert_eq!(due(point(Cadence::Daily, today)), Some(Cadence::Monthly));
+        assert_eq!(due(point(Cadence::Manual, today)), Some(Cadence::Monthly));
+        // Later in the same day and month.
+        assert_eq!(due(point(Cadence::Monthly, "2026-11-20T12:05:00Z")), None);
+        assert_eq!(due(point(Cadence::Monthly, "2026-11-20T12:05:01Z")), Some(Cadence::Monthly));
+        let monthly = point(Cadence::Monthly, today);
+        assert_eq!(due(PointFacts { state: State::Suspect, ..monthly.clone() }), Some(Cadence::Monthly));
+        assert_eq!(due(PointFacts { foreign: true, ..monthly.clone() }), Some(Cadence::Monthly));
+        assert_eq!(due(PointFacts { base: Some("gone".to_owned()), ..monthly }), Some(Cadence::Monthly));
+    }
+
+    #[test]
     fn services_go_after_those_they_name() {
         let names = |s: &str| s.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let after = |pairs: &[(&str, &str)]| pairs.iter().map(|(n, a)| ((*n).to_owned(), names(a))).collect();

@@ -1,5 +1,6 @@
 //! `backstay restore`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -52,7 +53,8 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
     let counts: Vec<String> = restored.counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
     let counts = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
     app.say(format!("restored into {} in {}{counts}", restored.target, human_age(seconds)));
-    if let Some(old) = &restored.old_data {
+    let told = |old: &Path| restored.notes.iter().any(|n| n.contains(&*old.to_string_lossy()));
+    if let Some(old) = restored.old_data.as_ref().filter(|old| !told(old)) {
         app.say(format!("  the old data lies in {}", old.display()));
     }
     for note in &restored.notes {

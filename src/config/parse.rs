@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// One text as the whole configuration; `file_name` is for messages.
 pub fn from_text(text: &str, file_name: &str) -> Result<Config> {
     let part = Part::read(text, file_name)?;
-    whole(vec![part])
+    whole(&[part])
 }
 
 /// The file `path`, without what is beside it.
@@ -32,7 +32,7 @@ pub fn load(path: &Path) -> Result<Config> {
     for beside in conf_d(path)? {
         parts.push(Part::read(&read(&beside)?, &beside.display().to_string())?);
     }
-    whole(parts)
+    whole(&parts)
 }
 
 /// How YAML is read here.
@@ -109,13 +109,13 @@ impl Part {
 }
 
 /// Joins the parts, then checks the whole.
-fn whole(parts: Vec<Part>) -> Result<Config> {
-    let (config, mut problems) = merge(&parts);
+fn whole(parts: &[Part]) -> Result<Config> {
+    let (config, mut problems) = merge(parts);
     problems.extend(check::problems(&config));
     if problems.is_empty() {
         return Ok(config);
     }
-    let said: Vec<(String, Option<String>)> = problems.iter().map(|p| (said(p, &parts), p.hint.clone())).collect();
+    let said: Vec<(String, Option<String>)> = problems.iter().map(|p| (said(p, parts), p.hint.clone())).collect();
     Err(match said.as_slice() {
         [(message, None)] => Error::new(ErrorKind::Config, message),
         [(message, Some(hint))] => Error::new(ErrorKind::Config, message).hint(hint),

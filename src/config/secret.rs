@@ -111,7 +111,9 @@ fn check_private(file: &File, path: &Path) -> Result<()> {
     if !meta.is_file() {
         return Err(Error::new(ErrorKind::Config, format!("\"{path}\" is not a file")));
     }
-    if meta.mode() & 0o077 != 0 {
+    // root:group 0640 lets the users of several services share one file, and only root decides who is in the group.
+    let foreign = if meta.uid() == 0 { 0o037 } else { 0o077 };
+    if meta.mode() & foreign != 0 {
         let mode = meta.mode() & 0o7777;
         return Err(Error::new(
             ErrorKind::Config,
@@ -125,7 +127,7 @@ fn check_private(file: &File, path: &Path) -> Result<()> {
             ErrorKind::Config,
             format!("the secret in \"{path}\" belongs to user id {}, neither root nor this user", meta.uid()),
         )
-        .hint(format!("run `chown root {path}`.")));
+        .hint(format!("run `chown root {path}`; mode 0640 and a group share it with the users of services.")));
     }
     Ok(())
 }
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_file_that_others_can_read_is_refused_with_the_way_out() {
-        for mode in [0o640, 0o604, 0o644, 0o610] {
+        for mode in [0o604, 0o644, 0o610, 0o660] {
             let file = file_with_mode(mode);
             let err = SecretRef::File(file.path().into()).load().unwrap_err();
             assert_eq!(err.kind, ErrorKind::Config);

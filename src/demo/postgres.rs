@@ -33,13 +33,26 @@ pub(super) async fn start(dir: &Path, cancel: &CancellationToken) -> Result<Serv
         return Err(Error::new(ErrorKind::Config, "the directory's path is too long for a socket"));
     }
     // PostgreSQL refuses to run as root.
-    let owner = if privilege::is_root() { Some(privilege::user("postgres").or_else(|_| privilege::user("nobody"))?) } else { None };
+    let owner = if privilege::is_root() {
+        Some(privilege::user("postgres").or_else(|_| privilege::user("nobody"))?)
+    } else {
+        None
+    };
     std::fs::create_dir_all(&home).map_err(|e| Error::io(e, "could not make the server's directory"))?;
     if let Some(user) = &owner {
-        privilege::give(&home, user.uid, user.gid).map_err(|e| Error::io(e, "could not give the server its directory"))?;
+        privilege::give(&home, user.uid, user.gid)
+            .map_err(|e| Error::io(e, "could not give the server its directory"))?;
     }
-    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).map_err(|e| Error::io(e, "could not protect the server's directory"))?;
-    let server = Server { version: String::new(), bin_dir, socket_dir: home.clone(), port: 5432, data: home.join("data"), owner };
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700))
+        .map_err(|e| Error::io(e, "could not protect the server's directory"))?;
+    let server = Server {
+        version: String::new(),
+        bin_dir,
+        socket_dir: home.clone(),
+        port: 5432,
+        data: home.join("data"),
+        owner,
+    };
     server
         .tool("initdb")
         .arg("-D")
@@ -49,7 +62,14 @@ pub(super) async fn start(dir: &Path, cancel: &CancellationToken) -> Result<Serv
         .await?;
     let options = format!("-c listen_addresses='' -c unix_socket_directories='{}' -c fsync=off", home.display());
     let log = home.join("log");
-    let start = server.tool("pg_ctl").args(["-w", "-t", "60", "start", "-D"]).arg(&server.data).arg("-o").arg(options).arg("-l").arg(&log);
+    let start = server
+        .tool("pg_ctl")
+        .args(["-w", "-t", "60", "start", "-D"])
+        .arg(&server.data)
+        .arg("-o")
+        .arg(options)
+        .arg("-l")
+        .arg(&log);
     start.output(cancel).await?;
     match server.fill(cancel).await {
         Ok(version) => Ok(Server { version, ..server }),
@@ -85,7 +105,9 @@ impl Server {
 
     async fn fill(&self, cancel: &CancellationToken) -> Result<String> {
         self.query("postgres", "create database shop", cancel).await?;
-        let rows = format!("create table orders as select n as id, md5(n::text) as code, now() as placed from generate_series(1, {ROWS}) n");
+        let rows = format!(
+            "create table orders as select n as id, md5(n::text) as code, now() as placed from generate_series(1, {ROWS}) n"
+        );
         self.query("shop", &rows, cancel).await?;
         self.query("shop", "select 'version ' || current_setting('server_version')", cancel).await
     }
@@ -93,7 +115,8 @@ impl Server {
     /// Compares the restored database with the first one.
     pub(super) async fn compare(&self, cancel: &CancellationToken) -> Result<()> {
         let digest = "select count(*) || ' ' || md5(string_agg(o::text, ',' order by id)) from orders o";
-        let (old, new) = (self.query("shop", digest, cancel).await?, self.query("shop_restored", digest, cancel).await?);
+        let (old, new) =
+            (self.query("shop", digest, cancel).await?, self.query("shop_restored", digest, cancel).await?);
         if old == new {
             return Ok(());
         }

@@ -31,6 +31,8 @@ use crate::notify::state::Letter;
 const RETRIES: u32 = 3;
 /// One try may take this long.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
+/// A file without it would pass for an empty list of certificates.
+const PEM_MARK: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// sendmail's "try again later".
 const EX_TEMPFAIL: i32 = 75;
 
@@ -198,8 +200,11 @@ fn tls_parameters(host: &str, ca_pem: Option<&[u8]>) -> Result<TlsParameters> {
     let bad = |what: &str, e: BoxError| Error::new(ErrorKind::Config, what.to_owned()).caused_by(e);
     let mut builder = TlsParameters::builder(host.to_owned());
     if let Some(pem) = ca_pem {
-        let authority = Certificate::from_pem(pem)
-            .map_err(|e| bad("mail.ca_file holds no certificate", e.into()).hint("give a file in PEM form."))?;
+        let none = |e: BoxError| bad("mail.ca_file holds no certificate", e).hint("give a file in PEM form.");
+        if !pem.windows(PEM_MARK.len()).any(|w| w == PEM_MARK) {
+            return Err(none(format!("{} is missing", String::from_utf8_lossy(PEM_MARK)).into()));
+        }
+        let authority = Certificate::from_pem(pem).map_err(|e| none(e.into()))?;
         builder = builder.add_root_certificate(authority);
     }
     builder.build_rustls().map_err(|e| bad("could not prepare TLS for mail", e.into()))
@@ -317,7 +322,7 @@ async fn sendmail(program: &Path, envelope: &Envelope, bytes: &[u8]) -> Result<(
     text.rewind().map_err(io)?;
     let mut command = Program::new(program).arg("-i");
     if let Some(from) = envelope.from() {
-        command = command.arg("-f").arg(from.to_string());
+        command = command.arg("-f").arg(AsRef::<str>::as_ref(from));
     }
     let command = command.arg("--").args(envelope.to().iter().map(ToString::to_string));
     let mut running = command.spawn(Stdio::from(text))?;

@@ -23,6 +23,12 @@ pub enum Compressor {
     Gzip(ParallelGzip<Out>),
 }
 
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Compressor")
+    }
+}
+
 impl Compressor {
     /// A compressor in front of `out`.
     pub fn new(out: Out, algorithm: Algorithm, level: i32, threads: u32) -> io::Result<Self> {
@@ -69,6 +75,12 @@ pub struct ParallelGzip<W> {
     threads: usize,
     buffer: Vec<u8>,
     wrote: bool,
+}
+
+impl<W> std::fmt::Debug for ParallelGzip<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ParallelGzip")
+    }
 }
 
 impl<W: Write> ParallelGzip<W> {

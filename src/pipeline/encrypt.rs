@@ -58,6 +58,12 @@ pub enum Encryptor<W: Write> {
     Age(Box<age::stream::StreamWriter<W>>),
 }
 
+impl<W: Write> std::fmt::Debug for Encryptor<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Encryptor")
+    }
+}
+
 impl<W: Write> Encryptor<W> {
     /// Encrypts to all `recipients`.
     pub fn new(out: W, recipients: &Recipients) -> Result<Self> {

@@ -1,0 +1,200 @@
+//! Restore and verification: the archive is read to its end and compared with the inventory, member by member.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use tokio::io::AsyncReadExt;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::inventory::Comparison;
+use super::place::Place;
+use crate::artefact::Role;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::Artefact;
+use crate::pipeline::archive::acl::{group_id, user_id};
+use crate::pipeline::extract::{self, Extracted, Rules};
+use crate::source::{ArtefactReader, Context, PointReader, RestoreRequest, Restored, Verified};
+
+/// Counts of the manifest that a restore must reach.
+const COMPARED: [&str; 6] = ["files", "directories", "symlinks", "hardlinks", "other", "bytes"];
+
+/// See [`crate::source::Source::restore`].
+pub(super) async fn restore(
+    own: &Path,
+    cx: &Context,
+    point: &PointReader,
+    request: &RestoreRequest,
+) -> Result<Restored> {
+    refuse_foreign(request)?;
+    let owner = request.owner.as_deref().map(parse_owner).transpose()?;
+    let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());
+    let stamp = cx.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
+    let stop = cx.cancel.child_token();
+    let guard = stop.clone().drop_guard();
+    let counts = point.manifest.counts.clone();
+    let place = Place::prepare(&target, request.replace, stamp)?;
+    let need = |key: &str| counts.get(key).copied().unwrap_or(0);
+    place.check_space(need("bytes"), need("files") + need("directories"))?;
+    let (expected, data) = open(cx, point, &stop).await?;
+    let work = move || -> Result<Restored> {
+        let mut expected = expected;
+        let mut seen = |member: &_, digest: Option<&_>| expected.member(member, digest);
+        let done = extract::extract(data, &place.partial, Rules { owner }, &mut seen)?;
+        let problems = [expected.finish()?, compare_counts(&counts, &done.counts)].concat();
+        if !problems.is_empty() {
+            let message = format!("the restored files differ from what was captured: {}", problems.join("; "));
+            return Err(Error::new(ErrorKind::Corrupt, message)
+                .hint("restore another point; nothing at the target was changed."));
+        }
+        let (target, old_data) = place.settle()?;
+        Ok(restored(&target, old_data, done, owner.is_some()))
+    };
+    let outcome = blocking(work).await;
+    drop(guard);
+    outcome
+}
+
+/// See [`crate::source::Source::verify`].
+pub(super) async fn verify(cx: &Context, point: &PointReader) -> Result<Verified> {
+    let stop = cx.cancel.child_token();
+    let guard = stop.clone().drop_guard();
+    let (expected, data) = open(cx, point, &stop).await?;
+    let counts = point.manifest.counts.clone();
+    let work = move || -> Result<Verified> {
+        let mut expected = expected;
+        let mut seen = |member: &_, digest: Option<&_>| expected.member(member, digest);
+        let done = extract::scan(data, &mut seen);
+        let done = match done {
+            Ok(done) => done,
+            Err(e) if e.kind == ErrorKind::Corrupt => {
+                return Ok(Verified { counts: BTreeMap::new(), problems: vec![e.chain()] });
+            }
+            Err(e) => return Err(e),
+        };
+        let problems = [expected.finish()?, compare_counts(&counts, &done.counts)].concat();
+        Ok(Verified { counts: done.counts, problems })
+    };
+    let outcome = blocking(work).await;
+    drop(guard);
+    outcome
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| Error::new(ErrorKind::Internal, "the extraction broke").caused_by(e))?
+}
+
+fn restored(target: &Path, old_data: Option<PathBuf>, done: Extracted, owner_given: bool) -> Restored {
+    let mut notes = done.notes;
+    if !nix::unistd::Uid::effective().is_root() {
+        notes.push("owners were not restored: that needs root".into());
+    } else if owner_given {
+        notes.push("everything belongs to the owner that was asked for".into());
+    }
+    if let Some(old) = &old_data {
+        notes.push(format!("the old data is at {}; remove it when the new is proven", old.display()));
+    }
+    Restored { target: target.display().to_string(), counts: done.counts, old_data, notes }
+}
+
+fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Vec<String> {
+    let differs = |key: &&str| {
+        let wanted = wanted.get(*key).copied();
+        wanted.is_some_and(|n| n != found.get(*key).copied().unwrap_or(0))
+    };
+    COMPARED
+        .iter()
+        .filter(|key| differs(key))
+        .map(|key| {
+            let (wanted, found) = (wanted.get(*key).copied(), found.get(*key).copied());
+            format!("the manifest counts {} {key}, the archive {}", wanted.unwrap_or(0), found.unwrap_or(0))
+        })
+        .collect()
+}
+
+fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
+    if request.database.is_some() || request.rename.is_some() || !request.map.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "a directory of files has no databases and no tablespaces")
+            .hint("leave out `--database`, `--rename` and `--map`."));
+    }
+    Ok(())
+}
+
+fn parse_owner(text: &str) -> Result<(u32, u32)> {
+    let bad = |what: &str| {
+        Error::new(ErrorKind::Usage, format!("{what} in the owner {text:?}"))
+            .hint("write `--owner USER:GROUP` with names or numbers of this host.")
+    };
+    let (user, group) = text.split_once(':').ok_or_else(|| bad("no group"))?;
+    let owner =
+        (user_id(user).ok_or_else(|| bad("unknown user"))?, group_id(group).ok_or_else(|| bad("unknown group"))?);
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(Error::new(ErrorKind::Denied, "only root can give files to another owner")
+            .hint("run as root, or leave out `--owner`."));
+    }
+    Ok(owner)
+}
+
+fn find(point: &PointReader, role: Role, name: &str) -> Result<Artefact> {
+    let artefacts = &point.manifest.artefacts;
+    artefacts
+        .iter()
+        .find(|a| a.role == role && a.plain_name() == name)
+        .cloned()
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("the restore point {} has no {name}", point.manifest.id)))
+}
+
+/// The inventory, fetched and ready to be compared with, and the archive, for a thread that may block.
+async fn open(
+    cx: &Context,
+    point: &PointReader,
+    stop: &CancellationToken,
+) -> Result<(Comparison, impl Read + Send + 'static)> {
+    let (data, lines) = (find(point, Role::Data, "data.tar")?, find(point, Role::Inventory, "inventory.jsonl")?);
+    let spool = cx.workdir.join("expected-inventory.jsonl");
+    let failed = |e| Error::io(e, "could not make the inventory's scratch file");
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&spool).map_err(failed)?;
+    drop(std::fs::remove_file(&spool));
+    let mut copy = tokio::fs::File::from_std(file.try_clone().map_err(failed)?);
+    let mut from = point.open(&lines).await?;
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(cancelled()),
+        copied = tokio::io::copy(&mut from, &mut copy) => copied.map_err(Error::from)?,
+    };
+    tokio::io::AsyncWriteExt::flush(&mut copy).await.map_err(failed)?;
+    let mut file = file;
+    io::Seek::rewind(&mut file).map_err(failed)?;
+    let expected = Comparison::begin(file)?;
+    let bridge = Bridge { from: point.open(&data).await?, runtime: Handle::current(), stop: stop.clone() };
+    Ok((expected, BufReader::with_capacity(512 * 1024, bridge)))
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the restore was stopped")
+}
+
+/// An async reader for a thread that may block, which a stop interrupts.
+struct Bridge {
+    from: ArtefactReader,
+    runtime: Handle,
+    stop: CancellationToken,
+}
+
+impl Read for Bridge {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Self { from, runtime, stop } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => Err(cancelled().into()),
+                read = from.read(buf) => read,
+            }
+        })
+    }
+}
