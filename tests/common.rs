@@ -3,6 +3,8 @@
 pub mod faulty;
 pub mod memory;
 pub mod postgres;
+pub(crate) mod rgw;
+pub(crate) mod s3_fault;
 
 use std::io::Write as _;
 use std::path::Path;
