@@ -14,10 +14,16 @@ use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
 use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 mod memory;
 
@@ -107,6 +113,32 @@ impl Fault {
 struct Script {
     faults: Vec<Fault>,
     calls: Vec<&'static str>,
+    guards: Vec<Guard>,
+}
+
+/// How the body of a request was guarded.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    pub(crate) op: &'static str,
+    /// `x-amz-content-sha256`.
+    pub(crate) sha256: String,
+    /// `x-amz-checksum-crc64nvme`.
+    pub(crate) crc64nvme: Option<String>,
+    /// Whether there are trailers, or chunks of AWS's own.
+    pub(crate) chunked: bool,
+}
+
+impl Guard {
+    fn of(op: &'static str, request: &Request<Incoming>) -> Self {
+        let header =
+            |name: &str| request.headers().get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+        Self {
+            op,
+            sha256: header("x-amz-content-sha256").unwrap_or_default(),
+            crc64nvme: header("x-amz-checksum-crc64nvme"),
+            chunked: header("x-amz-trailer").is_some() || header("content-encoding").is_some(),
+        }
+    }
 }
 
 impl Script {
@@ -136,15 +168,20 @@ pub(crate) struct FaultServer {
 impl FaultServer {
     /// With a bucket that keeps no versions.
     pub(crate) fn start() -> Self {
-        Self::with(false)
+        Self::with(false, None)
     }
 
     /// With a bucket that keeps versions.
     pub(crate) fn start_versioned() -> Self {
-        Self::with(true)
+        Self::with(true, None)
     }
 
-    fn with(versioned: bool) -> Self {
+    /// With TLS, by a certificate for 127.0.0.1 that is written to `cert.pem` in `dir`.
+    pub(crate) fn start_tls(dir: &std::path::Path) -> Self {
+        Self::with(false, Some(tls(dir)))
+    }
+
+    fn with(versioned: bool, tls: Option<TlsAcceptor>) -> Self {
         let memory = memory::Memory::new(BUCKET, versioned);
         let script = Arc::new(Mutex::new(Script::default()));
         let mut builder = S3ServiceBuilder::new(memory.clone());
@@ -152,14 +189,18 @@ impl FaultServer {
         let service = builder.build();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
-        let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+        let endpoint = format!(
+            "{}://{}",
+            if tls.is_some() { "https" } else { "http" },
+            listener.local_addr().expect("its address")
+        );
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::clone(&script);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, service, shared) => {}
+                    () = serve(listener, service, shared, tls) => {}
                     _ = stopped => {}
                 }
             });
@@ -187,6 +228,10 @@ impl FaultServer {
     pub(crate) fn calls(&self) -> Vec<&'static str> {
         self.script.lock().expect("no panic").calls.clone()
     }
+    /// How the bodies of one call were guarded.
+    pub(crate) fn guards(&self, op: &str) -> Vec<Guard> {
+        self.script.lock().expect("no panic").guards.iter().filter(|g| g.op == op).cloned().collect()
+    }
     /// How often one call was made.
     pub(crate) fn count(&self, op: &str) -> usize {
         self.calls().iter().filter(|c| **c == op).count()
@@ -201,18 +246,52 @@ impl FaultServer {
     }
 }
 
-async fn serve(listener: std::net::TcpListener, service: S3Service, script: Arc<Mutex<Script>>) {
+#[allow(clippy::disallowed_methods, reason = "a certificate for the tests")]
+fn tls(dir: &std::path::Path) -> TlsAcceptor {
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .expect("openssl: install the packages with `tests/run packages`");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let cert = CertificateDer::from_pem_file(&cert).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(&key).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .expect("a configuration");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn serve(
+    listener: std::net::TcpListener,
+    service: S3Service,
+    script: Arc<Mutex<Script>>,
+    tls: Option<TlsAcceptor>,
+) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
-        let (service, script) = (service.clone(), Arc::clone(&script));
+        let (service, script, tls) = (service.clone(), Arc::clone(&script), tls.clone());
         tokio::spawn(async move {
             let answer = hyper::service::service_fn(move |request| {
                 let (service, script) = (service.clone(), Arc::clone(&script));
                 async move { answer(request, &service, &script).await }
             });
-            let io = hyper_util::rt::TokioIo::new(socket);
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await;
+            let http = hyper::server::conn::http1::Builder::new();
+            if let Some(tls) = tls {
+                let Ok(socket) = tls.accept(socket).await else { return };
+                let _ = http.serve_connection(TokioIo::new(socket), answer).await;
+            } else {
+                let _ = http.serve_connection(TokioIo::new(socket), answer).await;
+            }
         });
     }
 }
@@ -229,7 +308,12 @@ async fn answer(
     service: &S3Service,
     script: &Mutex<Script>,
 ) -> Result<Response<Body>, Broken> {
-    let what = script.lock().expect("no panic").next(operation(&request));
+    let op = operation(&request);
+    let what = {
+        let mut script = script.lock().expect("no panic");
+        script.guards.push(Guard::of(op, &request));
+        script.next(op)
+    };
     match what {
         None => pass(request, service).await,
         Some(What::Error(status, code)) => {

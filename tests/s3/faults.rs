@@ -387,3 +387,39 @@ async fn settings_that_cannot_work_are_refused_at_once() {
     assert!(bad(&|c| c.ca_file = Some(manifest.into())).ends_with("holds no certificate in PEM form"));
     assert!(server.calls().is_empty());
 }
+
+#[tokio::test]
+async fn bodies_are_signed_and_sent_plainly() {
+    let server = FaultServer::start();
+    let place = in_memory(&server);
+    put(&place, "a", PutMode::WriteOnce, &sample(9)).await.expect("stored");
+    put(&place, "b", PutMode::WriteOnce, &sample(PART + 9)).await.expect("stored");
+    let guards = [server.guards("PutObject"), server.guards("UploadPart")].concat();
+    assert_eq!(guards.len(), 3);
+    for guard in guards {
+        assert!(guard.sha256.len() == 64 && guard.crc64nvme.is_none() && !guard.chunked, "{guard:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_guarded_by_a_checksum_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = FaultServer::start_tls(dir.path());
+    let mut config = settings(&server);
+    let unknown = open(&config, keys(ACCESS, SECRET)).list("").await.expect_err("nobody vouches for it");
+    assert_eq!(unknown.kind, ErrorKind::Config, "{}", unknown.report());
+    assert!(unknown.hint.as_deref().unwrap_or_default().contains("`ca_file`"), "{}", unknown.report());
+
+    config.ca_file = Some(dir.path().join("cert.pem"));
+    config.checksum = backstay::config::S3Checksum::Crc64nvme;
+    let place = open(&config, keys(ACCESS, SECRET));
+    for len in [9, 2 * PART + 9] {
+        let at = put(&place, &len.to_string(), PutMode::WriteOnce, &sample(len)).await.expect("stored");
+        assert!(get(&place, &at).await.expect("read") == sample(len));
+    }
+    let guards = [server.guards("PutObject"), server.guards("UploadPart")].concat();
+    assert_eq!(guards.len(), 4);
+    for guard in guards {
+        assert!(guard.sha256 == "UNSIGNED-PAYLOAD" && guard.crc64nvme.is_some() && !guard.chunked, "{guard:?}");
+    }
+}

@@ -27,6 +27,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) fn build(name: &str, config: &S3Config, credentials: CredentialSource) -> Result<LazyClient> {
     check(name, config)?;
     let http = http(name, config.ca_file.as_deref())?;
+    // `WhenRequired` also drops a checksum that a request asks for, and would leave its body unguarded.
+    let checksums = match config.checksum {
+        S3Checksum::Sha256 => RequestChecksumCalculation::WhenRequired,
+        S3Checksum::Crc64nvme => RequestChecksumCalculation::WhenSupported,
+    };
     let mut builder = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(config.region.clone()))
@@ -35,7 +40,7 @@ pub(super) fn build(name: &str, config: &S3Config, credentials: CredentialSource
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .request_checksum_calculation(checksums)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .disable_s3_express_session_auth(true)
         .disable_clock_skew_correction(true);
