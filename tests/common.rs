@@ -1,6 +1,8 @@
 //! What several test modules need.
 
 pub mod faulty;
+pub mod memory;
+pub mod postgres;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -73,10 +73,6 @@ impl Server {
     pub(super) fn bytes(&self) -> u64 {
         self.tablespaces.iter().filter_map(|t| t.bytes).sum()
     }
-    /// Major version: `15`.
-    pub(super) fn major(&self) -> String {
-        self.version.chars().take_while(char::is_ascii_digit).collect()
-    }
     /// Facts for the manifest.
     pub(super) fn attributes(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::from([("from_standby".to_owned(), self.in_recovery.to_string())]);

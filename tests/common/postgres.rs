@@ -1,0 +1,135 @@
+//! Throw-away PostgreSQL servers: a directory, a socket in it, a process that ends with the value.
+
+#![allow(clippy::disallowed_methods, reason = "servers are started as their administrators start them")]
+
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use backstay::config::{PostgresConfig, PostgresMethod};
+
+/// The programs that are tested with.
+pub(crate) const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// User and group of the server, when the tests run as root.
+fn server_user() -> Option<(u32, u32)> {
+    let user = nix::unistd::User::from_name("postgres").unwrap();
+    nix::unistd::geteuid().is_root().then(|| user.expect("root needs a user postgres")).map(|u| (u.uid.as_raw(), u.gid.as_raw()))
+}
+
+/// Runs a program of the server as the server's user; its output.
+fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).current_dir("/");
+    if let Some((uid, gid)) = server_user() {
+        command.uid(uid).gid(gid);
+    }
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{args:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
+    text
+}
+
+/// A directory that the server's user owns and everyone may enter.
+pub(crate) fn server_dir(path: &Path) -> PathBuf {
+    std::fs::create_dir_all(path).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    if let Some((uid, gid)) = server_user() {
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
+    path.to_owned()
+}
+
+/// A server that ends with this value.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// Holds everything; removed at the end.
+    pub(crate) dir: tempfile::TempDir,
+    /// Its data directory.
+    pub(crate) data: PathBuf,
+}
+
+impl Server {
+    /// A new cluster with checksums, started.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("pg").tempdir().unwrap();
+        server_dir(dir.path());
+        let data = dir.path().join("data");
+        let d = data.to_str().unwrap();
+        run(format!("{BIN}/initdb"), &["-D", d, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8", "--locale=C.UTF-8"]);
+        let server = Self { dir, data };
+        server.settle(server.dir.path());
+        server.up();
+        server
+    }
+    /// Writes the settings that keep the server to itself, its socket in `socket`.
+    pub(crate) fn settle(&self, socket: &Path) {
+        let text = format!(
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nshared_buffers = 16MB\nwal_keep_size = 64MB\n",
+            socket.display()
+        );
+        std::fs::write(self.data.join("postgresql.conf"), text).unwrap();
+    }
+    /// Starts it.
+    pub(crate) fn up(&self) {
+        let log = self.dir.path().join("log");
+        run(format!("{BIN}/pg_ctl"), &["-D", self.data.to_str().unwrap(), "-w", "-l", log.to_str().unwrap(), "start"]);
+    }
+    /// Stops it.
+    pub(crate) fn down(&self) {
+        run(format!("{BIN}/pg_ctl"), &["-D", self.data.to_str().unwrap(), "-w", "-m", "fast", "stop"]);
+    }
+    /// A standby of this server, started, with its own socket.
+    pub(crate) fn standby(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("pg").tempdir().unwrap();
+        server_dir(dir.path());
+        let data = dir.path().join("data");
+        let socket = self.dir.path().to_str().unwrap();
+        run(format!("{BIN}/pg_basebackup"), &["-h", socket, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-c", "fast"]);
+        let standby = Self { dir, data };
+        standby.settle(standby.dir.path());
+        standby.up();
+        standby
+    }
+    /// Runs SQL; what it prints.
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
+        let conninfo = format!("dbname='{}' host='{}' user=postgres", database.replace('\'', "\\'"), self.dir.path().display());
+        let text = run(format!("{BIN}/psql"), &["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", sql]);
+        text.trim().to_owned()
+    }
+    /// Settings that connect to it.
+    pub(crate) fn config(&self, method: PostgresMethod) -> PostgresConfig {
+        let text = format!(
+            r#"{{"method": {}, "host": {:?}, "port": 5432, "username": "postgres", "bin_dir": {BIN:?}}}"#,
+            serde_json::to_string(&method).unwrap(),
+            self.dir.path()
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let text = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        if let Some(pid) = text.lines().next().and_then(|l| l.parse().ok()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGQUIT);
+        }
+    }
+}
+
+/// A directory of the real programs, with `name` replaced by a shell script.
+pub(crate) fn fake_tool(dir: &Path, name: &str, script: &str) -> PathBuf {
+    let bin = dir.join(format!("bin-{name}"));
+    std::fs::create_dir(&bin).unwrap();
+    for entry in std::fs::read_dir(BIN).unwrap().flatten().filter(|e| e.file_name() != name) {
+        symlink(entry.path(), bin.join(entry.file_name())).unwrap();
+    }
+    let text = bin.join("script.txt");
+    std::fs::write(&text, format!("#!/bin/sh\nreal={BIN}/{name}\n[ \"$1\" = --version ] && exec $real \"$@\"\n{script}\n")).unwrap();
+    // Another process writes the program: a descriptor open for writing here could reach a child that another test
+    // starts, and the kernel does not run a file that is open for writing.
+    let status = Command::new("install").args(["-m", "755"]).arg(&text).arg(bin.join(name)).status().unwrap();
+    assert!(status.success());
+    bin
+}
