@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod common;
 mod config_invalid;
+mod kill;
 mod layers;
 mod mail;
 mod pipeline;
