@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod common;
 mod config_invalid;
+mod faults;
 mod kill;
 mod layers;
 mod mail;
