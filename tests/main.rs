@@ -10,6 +10,7 @@ mod cli;
 mod common;
 mod config_invalid;
 mod faults;
+mod hostile;
 mod kill;
 mod layers;
 mod mail;
