@@ -16,6 +16,7 @@ mod layers;
 mod mail;
 mod pipeline;
 mod postgres;
+mod readme;
 mod retention;
 mod s3;
 mod year;
