@@ -13,7 +13,7 @@ use crate::layout::{Layout, parse_id, parse_versioned_folder};
 use crate::manifest::{self, Manifest};
 
 /// A manifest longer than this is not one of ours.
-const MANIFEST_LIMIT: usize = 16 << 20;
+pub(crate) const MANIFEST_LIMIT: usize = 16 << 20;
 /// Marks who writes an unfinished local point.
 pub const OWNER_NAME: &str = ".owner";
 /// First part of the name of an unfinished local point.
@@ -34,6 +34,10 @@ impl Place {
     /// Its name.
     pub fn name(&self) -> &str {
         self.destination.name()
+    }
+    /// Whether points are written into a folder of their own name first, as directories do it.
+    pub fn stages(&self) -> bool {
+        !self.layout.is_versioned() && self.destination.staging("x") != "x"
     }
 }
 
@@ -144,7 +148,7 @@ async fn read_folders(place: &Place, root: &str, service: &str, out: &mut Catalo
             }
         }
     }
-    if place.layout == Layout::Local {
+    if place.stages() {
         for name in place.destination.folders(root).await? {
             if name.starts_with(PARTIAL) {
                 let objects = place.destination.list(&format!("{root}{name}/")).await?;

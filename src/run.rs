@@ -1,4 +1,4 @@
-//! One run of one service: lock, look, decide, back up, commit, top up, prune, sweep.
+//! One run of one service: lock, look, decide, back up, commit, sweep, top up, prune.
 //!
 //! The write order is artefacts, `SHA256SUMS`, manifest; the manifest is what makes a restore point.
 
@@ -306,7 +306,7 @@ impl Run<'_> {
             .map(|p| Arc::clone(&p.manifest))
     }
 
-    /// Tops up, prunes and sweeps. Nothing here makes the run fail: what could not be done is noted.
+    /// Sweeps, tops up and prunes. Nothing here makes the run fail: what could not be done is noted.
     async fn tidy(&self, report: &mut RunReport) {
         let fresh = self.engine.catalogues(&self.places, &self.host, self.name).await;
         let Ok(calendar) = self.engine.calendar() else { return };
@@ -317,6 +317,11 @@ impl Run<'_> {
             }
             let notes = &mut report.places[at].notes;
             let Ok(catalogue) = &fresh[at] else { continue };
+            // First, because what an interrupted run left can be in the way of a copy of the same point.
+            notes.extend(
+                sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
+                    .await,
+            );
             notes.extend(topup::top_up(&self.places, &fresh, at, &policy, self).await);
             let succeeded = report.id.as_ref().is_some_and(|id| {
                 let point = catalogue.points.iter().find(|p| &p.manifest.id == id);
@@ -325,10 +330,6 @@ impl Run<'_> {
             if succeeded {
                 notes.extend(prune::apply(place, catalogue, &policy).await.into_notes());
             }
-            notes.extend(
-                sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
-                    .await,
-            );
         }
     }
 

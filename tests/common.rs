@@ -1,5 +1,6 @@
 //! What several test modules need.
 
+pub mod fake;
 pub mod faulty;
 pub mod memory;
 pub mod postgres;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Run, commit};
+use super::{Run, commit, sweep};
 use crate::catalogue::{Catalogue, OWNER_NAME, Place, Point};
 use crate::destination::{self, Location, PutMode};
 use crate::engine::facts;
@@ -34,7 +34,10 @@ pub(super) async fn top_up(
         let id = &point.manifest.id;
         notes.push(match copy(&places[from], point, &places[at], run).await {
             Ok(()) => format!("copied {id} there from {}, it was missing", places[from].name()),
-            Err(err) => format!("could not copy {id} there from {}: {}", places[from].name(), err.chain()),
+            Err(err) => {
+                sweep::half_copied(&places[at], &point.manifest).await;
+                format!("could not copy {id} there from {}: {}", places[from].name(), err.chain())
+            }
         });
     }
     notes
