@@ -1,8 +1,8 @@
 //! What several test modules need.
 
 pub mod faulty;
-pub mod memory;
-pub mod postgres;
+pub(crate) mod memory;
+pub(crate) mod postgres;
 
 use std::io::Write as _;
 use std::path::Path;

@@ -145,13 +145,13 @@ impl Archive {
         let next = match std::mem::take(&mut self.state) {
             State::Head => self.head(&mut c),
             State::Entries { left: 0 } => Ok(State::Block),
-            State::Entries { left } => self.entry(&mut c).map(|()| State::Entries { left: left - 1 }).map_err(|e| {
-                self.state = State::Entries { left };
-                e
-            }),
-            State::Block => self.block(&mut c).map_err(|e| {
+            State::Entries { left } => {
+                self.entry(&mut c).map(|()| State::Entries { left: left - 1 }).inspect_err(|_| {
+                    self.state = State::Entries { left };
+                })
+            }
+            State::Block => self.block(&mut c).inspect_err(|_| {
                 self.state = State::Block;
-                e
             }),
             State::Piece(block) => match c.int() {
                 Ok(n) => self.piece(block, n),
