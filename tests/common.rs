@@ -29,6 +29,13 @@ impl Ran {
     }
 }
 
+/// Notes, for the end of `tests/run`, that a test could not run here.
+pub(crate) fn skip(reason: &str) {
+    let Some(path) = std::env::var_os("BACKSTAY_TEST_SKIPS") else { return };
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    writeln!(file, "{}", reason.trim().replace('\n', " ")).unwrap();
+}
+
 /// The program, without any setting of the machine that tests it.
 #[allow(clippy::disallowed_methods, reason = "run as users run it")]
 pub(crate) fn backstay(args: &[&str]) -> Command {

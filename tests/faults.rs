@@ -15,7 +15,7 @@ use crate::common::fake::{Fake, HALF_THEN_HOLD, WHOLE, alive, ended, until};
 struct Mount(PathBuf);
 
 impl Mount {
-    /// `None`, with the reason printed, where mounting is not possible.
+    /// `None`, with the reason noted, where mounting is not possible.
     fn new(at: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let mut mount = Command::new("mount");
@@ -24,7 +24,7 @@ impl Mount {
         if out.status.success() {
             return Some(Self(at.to_owned()));
         }
-        eprintln!("skipped: cannot mount here: {}", String::from_utf8_lossy(&out.stderr));
+        crate::common::skip(&format!("a full disk: cannot mount here: {}", String::from_utf8_lossy(&out.stderr)));
         None
     }
 }

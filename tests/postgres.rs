@@ -218,3 +218,24 @@ async fn verify_sees_what_was_changed() {
     assert_eq!(err.kind, ErrorKind::Corrupt);
     assert!(!target.exists() && !server.dir.path().join("new.backstay-restore").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_outside_the_data_directory_is_kept_too() {
+    let server = Server::start();
+    server.down();
+    let etc = server_dir(&server.dir.path().join("etc"));
+    std::fs::rename(server.data.join("postgresql.conf"), etc.join("postgresql.conf")).unwrap();
+    crate::common::write(&etc, "conf.d/more.conf", "work_mem = '9MB'\n");
+    server.up_with(&format!("-c config_file={}", etc.join("postgresql.conf").display()));
+    let taken = take(server.config(PostgresMethod::Plain)).await;
+    assert_eq!(taken.memory.names(), ["config.tar", "data.tar", "inventory.jsonl"]);
+    assert_eq!(taken.captured.attributes["config_files"], "2");
+    assert_eq!(taken.problems().await, [""; 0]);
+    let target = server.dir.path().join("new");
+    assert_eq!(taken.restore(to(&target)).await.unwrap_err().kind, ErrorKind::Refused);
+    taken.restore(RestoreRequest { start: false, ..to(&target) }).await.unwrap();
+    let config = server.dir.path().join("new.config-20261120000312").join(etc.strip_prefix("/").unwrap());
+    let text = std::fs::read_to_string(config.join("conf.d/more.conf")).unwrap();
+    assert_eq!(text, "work_mem = '9MB'\n");
+    assert!(target.join("backup_label").is_file() && !target.join("postgresql.conf").exists());
+}

@@ -79,8 +79,12 @@ impl Server {
     }
     /// Starts it.
     pub(crate) fn up(&self) {
-        let log = self.dir.path().join("log");
-        run(format!("{BIN}/pg_ctl"), &["-D", self.data.to_str().unwrap(), "-w", "-l", log.to_str().unwrap(), "start"]);
+        self.up_with("");
+    }
+    /// Starts it with options for the server.
+    pub(crate) fn up_with(&self, options: &str) {
+        let (data, log) = (self.data.to_str().unwrap(), self.dir.path().join("log"));
+        run(format!("{BIN}/pg_ctl"), &["-D", data, "-w", "-o", options, "-l", log.to_str().unwrap(), "start"]);
     }
     /// Stops it.
     pub(crate) fn down(&self) {

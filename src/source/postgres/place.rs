@@ -112,6 +112,27 @@ impl Place {
         Ok(old)
     }
 
+    /// Undoes [`Place::take_over`], because another place of the same restore could not be taken: the old data lies
+    /// where it lay, the new is staged again.
+    pub(super) fn give_back(&self, old: Option<&Path>) -> Result<()> {
+        if !self.mounted {
+            fs::rename(&self.dir, &self.staging).map_err(|e| self.fail(e, "could not rename back"))?;
+            return old
+                .map_or(Ok(()), |old| fs::rename(old, &self.dir).map_err(|e| self.fail(e, "could not move back for")));
+        }
+        fs::create_dir_all(&self.staging).map_err(|e| self.fail(e, "could not make"))?;
+        let back = data_entries(&self.dir)?.into_iter().map(|from| (from, self.staging.as_path()));
+        let again = old.map_or(Ok(Vec::new()), data_entries)?.into_iter().map(|from| (from, self.dir.as_path()));
+        for (from, dir) in back.chain(again) {
+            let to = dir.join(from.file_name().unwrap_or_default());
+            fs::rename(&from, &to).map_err(|e| self.fail(e, "could not move back the entries of"))?;
+        }
+        if let Some(old) = old {
+            let _ = fs::remove_dir(old);
+        }
+        Ok(())
+    }
+
     fn take_over_renamed(&self, stamp: &str) -> Result<Option<PathBuf>> {
         let mut old = None;
         if self.dir.exists() {
@@ -273,6 +294,11 @@ mod tests {
             let old = place.take_over("1").unwrap().unwrap();
             assert!(names(&old).contains(&"old".to_owned()) && names(&dir).contains(&"new".to_owned()));
             assert!(!names(&dir).contains(&"old".to_owned()) && !place.staging.exists());
+            place.give_back(Some(&old)).unwrap();
+            assert!(dir.join("old").exists() && !dir.join("new").exists() && place.staging.join("new").exists());
+            assert!(!old.exists());
+            let old = place.take_over("1").unwrap().unwrap();
+            assert!(dir.join("new").exists() && old.join("old").exists());
             assert_eq!(old, if mounted { dir.join(".old-1") } else { parent.path().join("data.old-1") });
         }
     }

@@ -74,7 +74,7 @@ impl Postgres {
     async fn require_free(&self, cx: &Context, name: &str, replace: bool) -> Result<bool> {
         let query = format!(
             "select coalesce((select json_build_object('sessions', (select count(*) from pg_stat_activity a
-             where a.datid = d.oid and a.pid <> pg_backend_pid())) from pg_database d where d.datname = {}), 'null')",
+             where a.datid = d.oid and a.backend_type = 'client backend' and a.pid <> pg_backend_pid())) from pg_database d where d.datname = {}), 'null')",
             literal(name)
         );
         let maintenance = self.maintenance(name).to_owned();

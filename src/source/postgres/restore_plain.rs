@@ -66,6 +66,8 @@ impl Postgres {
                 point.manifest.server_version.iter().flat_map(|v| v.chars()).take_while(char::is_ascii_digit).collect();
             self.start(cx, &base.dir, &major, owner, request.wait).await?;
             restored.notes.push("the server runs, and its recovery has ended".into());
+        } else {
+            restored.notes.push("start the server, and wait until select pg_is_in_recovery() says f".into());
         }
         Ok(restored)
     }
@@ -81,19 +83,14 @@ impl Postgres {
         let mut parts = vec![base];
         match extract_all(cx, point, request, &mut parts, owner).await {
             Ok(mut restored) => {
-                // Tablespaces first: the data directory must never be in place without them.
-                let mut old_data = None;
-                for part in parts.iter().rev() {
-                    let old = part.place.take_over(stamp)?;
-                    if let Some(old) = &old {
-                        restored.notes.push(format!(
-                            "the old data of {} lies in {}",
-                            part.place.dir.display(),
-                            old.display()
-                        ));
+                let olds = take_all(&parts, stamp)?;
+                for (part, old) in parts.iter().zip(&olds) {
+                    if let Some(old) = old {
+                        let (dir, old) = (part.place.dir.display(), old.display());
+                        restored.notes.push(format!("the old data of {dir} lies in {old}"));
                     }
-                    old_data = old;
                 }
+                let old_data = olds.into_iter().next().flatten();
                 restored.old_data = old_data;
                 Ok((parts.swap_remove(0).place, restored))
             }
@@ -126,6 +123,25 @@ impl Postgres {
             .push(format!("the configuration from outside the data directory lies in {}", place.dir.display()));
         Ok(())
     }
+}
+
+/// Moves all parts into their places, or none. The data directory comes last: it must never be in place without its
+/// tablespaces.
+fn take_all(parts: &[Part], stamp: &str) -> Result<Vec<Option<PathBuf>>> {
+    let mut olds: Vec<Option<PathBuf>> = vec![None; parts.len()];
+    for at in (0..parts.len()).rev() {
+        match parts[at].place.take_over(stamp) {
+            Ok(old) => olds[at] = old,
+            Err(e) => {
+                for done in at + 1..parts.len() {
+                    parts[done].place.give_back(olds[done].as_deref())?;
+                }
+                parts.iter().for_each(|part| part.place.abandon());
+                return Err(e);
+            }
+        }
+    }
+    Ok(olds)
 }
 
 async fn extract_part(cx: &Context, point: &PointReader, part: &Part, owner: Owner) -> Result<Extracted> {
