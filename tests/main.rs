@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod common;
 mod config_invalid;
+mod configuration_doc;
 mod layers;
 mod mail;
 mod pipeline;
