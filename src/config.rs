@@ -26,7 +26,7 @@ pub use kind::{
     SourceConfig, Sse,
 };
 
-/// The file as a whole, checked and with defaults filled in.
+/// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -72,22 +72,22 @@ pub struct Service {
     /// A directory of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blobdir: Option<BlobdirConfig>,
-    /// As root the agent becomes this user for the service.
+    /// Operating system's user that makes this backup: the agent, when started as root, becomes this user for the service.
     #[serde(default)]
     pub user: Option<String>,
     /// Local directory for restore points; none are kept locally without it.
     #[serde(default)]
     pub backup_dir: Option<PathBuf>,
-    /// Names of destinations, or `{name: NAME, keep: {...}}`.
+    /// Where copies go: names from the top-level `destinations`, or `{name: NAME, keep: {...}}` to keep another number there.
     #[serde(default)]
     pub destinations: Vec<UsedDestination>,
     /// How many points of each cadence are kept; a cadence that is named is enabled.
     #[serde(default)]
     pub keep: Keep,
-    /// Services of the same run that go first.
+    /// Names of services that are backed up before this one, when both are in the same run.
     #[serde(default)]
     pub after: Vec<String>,
-    /// The whole backup is stopped after this time.
+    /// The backup of this service is stopped after this time.
     #[serde(default = "default_timeout")]
     pub timeout: Span,
     /// A destination that takes no byte for this long is out for the point.
@@ -96,7 +96,7 @@ pub struct Service {
     /// Compression of artefacts.
     #[serde(default)]
     pub compression: Compression,
-    /// age recipients (`age1...` or a path to a file of them); the host holds only public keys.
+    /// age recipients, `age1...`, or absolute paths of files with one per line; the host holds only public keys.
     #[serde(default)]
     pub encrypt_to: Vec<String>,
     /// A new point that is smaller than this share (percent) of the last one is suspect; 0 turns this off.
@@ -121,19 +121,19 @@ pub struct UsedDestination {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Keep {
-    /// Hours.
+    /// How many hourly points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hourly: Option<u32>,
-    /// Days.
+    /// How many daily points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub daily: Option<u32>,
-    /// Weeks.
+    /// How many weekly points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weekly: Option<u32>,
-    /// Months.
+    /// How many monthly points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monthly: Option<u32>,
-    /// Years.
+    /// How many yearly points are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yearly: Option<u32>,
 }
@@ -192,7 +192,7 @@ impl Default for Compression {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
-    /// Who gets mail.
+    /// Addresses that get mail about alarms and recoveries.
     #[serde(default)]
     pub email: Vec<String>,
     /// Greatest age of the newest complete point, per cadence. Default: 3h, 50h, 194h (8 d 2 h), 33d, 370d for
@@ -211,9 +211,9 @@ pub struct Mail {
     /// `smtp://host:587` (STARTTLS required), `smtps://host:465` (TLS), `smtp://host:25?tls=none`; without it the local sendmail is used.
     #[serde(default)]
     pub smtp: Option<String>,
-    /// Envelope and header sender.
+    /// Address of the sender.
     pub from: String,
-    /// User name for AUTH.
+    /// User name for the mail server, if it wants one.
     #[serde(default)]
     pub username: Option<String>,
     /// Where its password is: `{file: PATH}`, `{env: NAME}` or `{credential: NAME}`.
@@ -222,7 +222,7 @@ pub struct Mail {
     /// PEM file of an additional certificate authority.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// Path of the sendmail program.
+    /// Program that sends mail when `smtp` is not set.
     #[serde(default = "default_sendmail")]
     pub sendmail: PathBuf,
 }

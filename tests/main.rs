@@ -13,6 +13,7 @@ mod check;
 mod cli;
 mod common;
 mod config_invalid;
+mod configuration_doc;
 mod faults;
 mod hostile;
 mod kill;

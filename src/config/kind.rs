@@ -45,7 +45,7 @@ pub enum PostgresMethod {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// `plain`, `dump` or `databases`.
+    /// How the server is captured.
     pub method: PostgresMethod,
     /// Directory of `pg_basebackup`, `pg_dump`, `psql`; default: the newest below /usr/lib/postgresql, else the PATH.
     #[serde(default)]
@@ -80,7 +80,7 @@ pub struct PostgresConfig {
     /// `databases`: how many are dumped at once.
     #[serde(default = "default_jobs")]
     pub jobs: u32,
-    /// Give up when a table's lock is not had within this time.
+    /// `dump` and `databases`: fail when a table stays locked by somebody else for this long.
     #[serde(default = "default_lock_wait")]
     pub lock_wait: Span,
     /// Where this cluster's data directory is, for `restore` of `plain` points. Asked of the server at backup time.
@@ -92,7 +92,7 @@ pub struct PostgresConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BlobdirConfig {
-    /// The directory.
+    /// The directory that is backed up.
     pub path: PathBuf,
     /// Fail unless `path` is a mount point.
     #[serde(default)]
@@ -168,16 +168,16 @@ pub enum S3Checksum {
 pub struct S3Config {
     /// The bucket's name.
     pub bucket: String,
-    /// Region.
+    /// Region of the bucket; stores that are not AWS mostly ignore it.
     #[serde(default = "default_region")]
     pub region: String,
     /// `https://s3.example.com`, for stores that are not AWS.
     #[serde(default)]
     pub endpoint: Option<String>,
-    /// Bucket in the path instead of the host name; default: true when `endpoint` is set.
+    /// The bucket is part of the path of each URL, not of its host name; default: true when `endpoint` is set.
     #[serde(default)]
     pub path_style: Option<bool>,
-    /// `timestamped` or `versioned`.
+    /// How keys in the bucket are made.
     #[serde(default)]
     pub key_style: KeyStyle,
     /// First part of all keys; default: the environment.
@@ -186,13 +186,13 @@ pub struct S3Config {
     /// Where the keys are: a file in the format of ~/.aws/credentials (`{file: PATH}`), or, as a bare word, a systemd credential's name; default: environment, profile, instance role.
     #[serde(default)]
     pub credentials: Option<SecretRef>,
-    /// Profile in that file.
+    /// Section `[NAME]` of that file; default: the only one, else `default`.
     #[serde(default)]
     pub profile: Option<String>,
     /// PEM file of an additional certificate authority.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// First size of parts; they double every 1000 parts.
+    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts. Memory per artefact: `part_size` x (`concurrency` + 1).
     #[serde(default = "default_part")]
     pub part_size: Bytes,
     /// All parts have `part_size`, for stores that demand it (R2).
@@ -201,19 +201,19 @@ pub struct S3Config {
     /// Parts on their way at once, per artefact.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
-    /// `sha256` or `crc64nvme`.
+    /// Which checksum goes with each part.
     #[serde(default = "default_checksum")]
     pub checksum: S3Checksum,
-    /// `aes256` or `kms: KEY`; no header is sent without it.
+    /// Server-side encryption: `aes256` or `{kms: KEY}`; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub sse: Option<Sse>,
-    /// Storage class; no header is sent without it.
+    /// Storage class of new objects, such as `STANDARD_IA`; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub storage_class: Option<String>,
-    /// How often a call that may succeed later is made again.
+    /// How often a request that failed, but may succeed later, is made again.
     #[serde(default = "default_retries")]
     pub retries: u32,
-    /// A single call (a part, a listing) is given up after this time and made again.
+    /// A single request (a part, a listing) is given up after this time and made again; larger parts get more.
     #[serde(default = "default_call_timeout")]
     pub call_timeout: Span,
 }
