@@ -112,7 +112,7 @@ pub struct Service {
 pub struct UsedDestination {
     /// Name under `destinations`.
     pub name: String,
-    /// Overrides the service's `keep` there.
+    /// Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -343,7 +343,7 @@ impl JsonSchema for UsedDestination {
                     "type": "object",
                     "properties": {
                         "name": {"type": "string", "description": "Name under `destinations`."},
-                        "keep": {"description": "Overrides the service's `keep` there.", "anyOf": [keep, {"type": "null"}]},
+                        "keep": {"description": "Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.", "anyOf": [keep, {"type": "null"}]},
                     },
                     "required": ["name"],
                     "additionalProperties": false,

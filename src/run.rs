@@ -43,7 +43,9 @@ pub enum Wanted {
 pub struct PlaceReport {
     /// The place.
     pub name: String,
-    /// Why the point is not there; `None` = it is.
+    /// Whether the point was meant for it; see [`takes`].
+    pub wanted: bool,
+    /// Why the point is not there; `None` = it is, if it was wanted.
     pub failure: Option<Arc<Error>>,
     /// What was pruned, topped up, swept there, or why that was not possible.
     pub notes: Vec<String>,
@@ -181,7 +183,7 @@ impl Run<'_> {
         let places = self
             .places
             .iter()
-            .map(|p| PlaceReport { name: p.name().to_owned(), failure: None, notes: Vec::new() })
+            .map(|p| PlaceReport { name: p.name().to_owned(), wanted: true, failure: None, notes: Vec::new() })
             .collect();
         RunReport {
             service: self.name.to_owned(),
@@ -227,7 +229,8 @@ impl Run<'_> {
     async fn make(&self, cadence: Cadence, report: &mut RunReport) -> Result<()> {
         let source = self.engine.source(self.name)?;
         let id = self.new_id(cadence);
-        let legs = self.legs(cadence, &id).await;
+        let takers: Vec<&Place> = self.takers(cadence, report);
+        let legs = self.legs(&takers, cadence, &id).await;
         let sink = PointSink::new(
             legs.clone(),
             self.encoding()?,
@@ -236,21 +239,35 @@ impl Run<'_> {
         );
         let captured = self.capture(source.as_ref(), &sink).await;
         let whole = match captured {
-            Ok(captured) => commit::commit(self, source.as_ref(), &sink, &legs, cadence, &id, captured, report).await,
+            Ok(captured) => {
+                commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
+            }
             Err(err) => Err(err),
         };
-        for (leg, place) in legs.iter().zip(&mut report.places) {
+        for (leg, place) in legs.iter().zip(report.places.iter_mut().filter(|p| p.wanted)) {
             place.failure = leg.failure();
         }
         if whole.is_err() || legs.iter().any(|l| l.failure().is_some()) {
-            sweep::abandoned(&self.places, &legs, &id).await;
+            sweep::abandoned(&takers, &legs, &id).await;
         }
         whole.map_err(|e| e.within(format!("service {:?}: no restore point was made", self.name)))
     }
 
-    async fn legs(&self, cadence: Cadence, id: &str) -> Vec<Arc<Leg>> {
+    /// The places that the point goes to; the others are marked in the report.
+    fn takers(&self, cadence: Cadence, report: &mut RunReport) -> Vec<&Place> {
+        let takes = |(place, read): (&Place, &Result<Catalogue>)| takes(place, read.as_ref().ok(), cadence);
+        let wanted: Vec<bool> = self.places.iter().zip(&self.catalogues).map(takes).collect();
+        // A cadence that no place keeps was asked for by name: it goes everywhere.
+        if !wanted.contains(&true) {
+            return self.places.iter().collect();
+        }
+        report.places.iter_mut().zip(&wanted).for_each(|(place, wanted)| place.wanted = *wanted);
+        self.places.iter().zip(wanted).filter_map(|(place, wanted)| wanted.then_some(place)).collect()
+    }
+
+    async fn legs(&self, takers: &[&Place], cadence: Cadence, id: &str) -> Vec<Arc<Leg>> {
         let mut legs = Vec::new();
-        for place in &self.places {
+        for place in takers {
             let folder = place.layout.folder(&self.host, self.name, cadence, id);
             let staged = place.destination.staging(&folder);
             let mode = place.layout.put_mode();
@@ -337,6 +354,13 @@ impl Run<'_> {
         let limit = self.service.timeout.0 + Duration::from_secs(3600);
         chrono::TimeDelta::from_std(limit).unwrap_or(chrono::TimeDelta::days(2))
     }
+}
+
+/// Whether a place is sent a new point of this cadence: one that keeps it or a lower cadence, which it satisfies too.
+/// A place that keeps only higher ones would store it and remove it again; it gets none, unless it is still empty.
+pub fn takes(place: &Place, catalogue: Option<&Catalogue>, cadence: Cadence) -> bool {
+    let empty = || catalogue.is_some_and(|c| !c.points.iter().any(|p| p.manifest.state == State::Complete));
+    cadence == Cadence::Manual || place.keep.cadences().any(|kept| kept <= cadence) || empty()
 }
 
 fn place_roots(place: &Place, run: &Run<'_>) -> Vec<String> {

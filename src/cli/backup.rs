@@ -140,7 +140,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
         .places
         .iter()
         .map(|p| {
-            json!({"name": p.name, "whole": report.id.is_some() && p.failure.is_none(),
+            json!({"name": p.name, "wanted": p.wanted, "whole": report.id.is_some() && p.wanted && p.failure.is_none(),
             "failure": p.failure.as_ref().map(|e| e.chain()), "notes": p.notes})
         })
         .collect();
@@ -159,6 +159,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
     }
     for place in &report.places {
         match (&report.id, &place.failure) {
+            (Some(_), None) if !place.wanted => app.say(format!("  {}: keeps none of this cadence", place.name)),
             (Some(_), None) => app.say(format!("  {}: whole", place.name)),
             (Some(_), Some(err)) => app.say(format!("  {}: FAILED: {}", place.name, err.chain())),
             (None, _) => {}
