@@ -12,10 +12,8 @@ use crate::catalogue::{self, Catalogue, Place};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
+use crate::layout::STATUS_FILE;
 use crate::units::{Cadence, Span};
-
-/// Name of the status file in a `backup_dir`.
-pub const STATUS_FILE: &str = "s3_backup_status.txt";
 
 /// One judgement.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! Backstay: a backup agent that proves its restore points. See `docs/` for users and `src/*.rs` headers for the why.
 
 pub mod artefact;
+pub mod calendar;
 pub mod catalogue;
 pub mod check;
 pub mod cli;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use backstay::cli::app::{App, Held, Output, Status};
+use backstay::cli::app::{App, Output, Status};
+use backstay::cli::progress::Held;
 use backstay::cli::{self, Cli, Command, Global};
 use backstay::error::{Error, ErrorKind, Result};
 use backstay::units::Clock;

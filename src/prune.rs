@@ -3,11 +3,11 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::calendar::Calendar;
 use crate::catalogue::{Catalogue, Place, Point};
 use crate::destination::Location;
 use crate::engine::facts;
 use crate::error::{ErrorKind, Result};
-use crate::plan::Calendar;
 use crate::retention::{self, Action, Decision};
 
 /// What the decision depends on besides the points.
