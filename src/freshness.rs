@@ -268,10 +268,12 @@ impl<'a> Seen<'a> {
             summary: format!("has a {cadence} restore point from the future"),
             advice: Some(format!(
                 "{} starts {} from now: compare the clocks of {} and of this host; a point that was taken with a \
-                 wrong clock has to be removed by hand once a newer good one exists.",
+                 wrong clock can be removed: backstay prune {} --point {}.",
                 ahead.id,
                 human_age(in_seconds),
-                self.at.host
+                self.at.host,
+                self.at.service,
+                ahead.id
             )),
             ..Line::of(State::Unknown)
         }

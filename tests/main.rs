@@ -21,6 +21,7 @@ mod layers;
 mod mail;
 mod pipeline;
 mod postgres;
+mod prune;
 mod readme;
 mod retention;
 mod s3;
