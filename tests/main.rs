@@ -25,4 +25,5 @@ mod postgres;
 mod readme;
 mod retention;
 mod s3;
+mod secrets;
 mod year;
