@@ -101,7 +101,7 @@ fn seen(point: &catalogue::Point) -> SeenPoint {
         started: m.started,
         stored_bytes: m.stored_bytes(),
         state: m.state,
-        missing: point.missing.clone(),
+        missing: point.missing.iter().map(ToString::to_string).collect(),
         base: m.base.clone(),
     }
 }
@@ -134,9 +134,7 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             }
         };
         let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
-        let expect = &engine.config.check.expect;
-        let source = if expect.is_empty() { &found } else { expect };
-        for (host, services) in source {
+        for (host, services) in found.iter().chain(&engine.config.check.expect) {
             wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
         }
         for (host, service) in &wanted {
