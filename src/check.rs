@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::catalogue::{self, Catalogue, Place};
+use crate::config::default_max_age;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
@@ -98,7 +99,7 @@ fn seen(point: &catalogue::Point) -> SeenPoint {
         started: m.started,
         stored_bytes: m.stored_bytes(),
         state: m.state,
-        missing: point.missing.clone(),
+        missing: point.missing.iter().map(ToString::to_string).collect(),
         base: m.base.clone(),
     }
 }
@@ -131,9 +132,7 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             }
         };
         let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
-        let expect = &engine.config.check.expect;
-        let source = if expect.is_empty() { &found } else { expect };
-        for (host, services) in source {
+        for (host, services) in found.iter().chain(&engine.config.check.expect) {
             wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
         }
         for (host, service) in &wanted {
@@ -157,7 +156,7 @@ fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue,
         .map(|p| p.manifest.limits.max_age_seconds.iter().map(|(c, s)| (*c, Span::from_secs(*s))).collect())
         .unwrap_or_default();
     if max_age.is_empty() {
-        max_age.insert(Cadence::Daily, Span::from_hours(50));
+        max_age.extend(default_max_age(Cadence::Daily).map(|limit| (Cadence::Daily, limit)));
     }
     for (cadence, limit) in &engine.config.check.max_age {
         if let Some(own) = max_age.get_mut(cadence) {

@@ -300,19 +300,25 @@ impl Config {
         host_from(&full.to_string_lossy())
     }
     /// The greatest age the newest complete point of `cadence` may have: the service's, else `check.max_age`, else
-    /// 3 h, 50 h, 194 h, 33 d, 370 d for hourly to yearly. `None` for `manual`, which is never due.
+    /// [`default_max_age`]. `None` for `manual`, which is never due.
     pub fn max_age(&self, service: &Service, cadence: Cadence) -> Option<Span> {
-        let default = match cadence {
-            Cadence::Manual => return None,
-            Cadence::Hourly => 3,
-            Cadence::Daily => 50,
-            Cadence::Weekly => 194,
-            Cadence::Monthly => 33 * 24,
-            Cadence::Yearly => 370 * 24,
-        };
+        let default = default_max_age(cadence)?;
         let set = service.max_age.get(&cadence).or_else(|| self.check.max_age.get(&cadence));
-        Some(set.copied().unwrap_or(Span::from_hours(default)))
+        Some(set.copied().unwrap_or(default))
     }
+}
+
+/// The limit of a cadence for which none is configured: its period and some room for the run itself and for a late
+/// timer. `None` for `manual`.
+pub const fn default_max_age(cadence: Cadence) -> Option<Span> {
+    Some(Span::from_hours(match cadence {
+        Cadence::Manual => return None,
+        Cadence::Hourly => 3,
+        Cadence::Daily => 50,
+        Cadence::Weekly => 194,
+        Cadence::Monthly => 33 * 24,
+        Cadence::Yearly => 370 * 24,
+    }))
 }
 
 fn host_from(full: &str) -> Result<String> {

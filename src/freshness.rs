@@ -11,6 +11,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::config::default_max_age;
 use crate::manifest;
 use crate::retention::is_future;
 use crate::units::{Bytes, Cadence, Span, human_age};
@@ -144,19 +145,8 @@ impl Freshness {
     }
 }
 
-/// The limit of a cadence for which none is configured: two hours of grace for the run itself on top of two hours, two
-/// days, a week and a day, 32 days, 367 days.
-pub fn default_max_age(cadence: Cadence) -> Span {
-    match cadence {
-        Cadence::Manual | Cadence::Hourly => Span::from_hours(4),
-        Cadence::Daily => Span::from_hours(50),
-        Cadence::Weekly => Span::from_hours(8 * 24 + 2),
-        Cadence::Monthly => Span::from_hours(32 * 24 + 2),
-        Cadence::Yearly => Span::from_hours(367 * 24 + 2),
-    }
-}
-
-/// Judges one service at one destination. A cadence without a limit has that of [`default_max_age`].
+/// Judges one service at one destination. A cadence without a limit has that of
+/// [`default_max_age`].
 pub fn judge(
     at: &Watched<'_>,
     points: &[SeenPoint],
@@ -168,8 +158,8 @@ pub fn judge(
     let mut cadences: Vec<Cadence> = enabled.into_iter().filter(|c| *c != Cadence::Manual).collect();
     cadences.sort_unstable_by(|a, b| b.cmp(a));
     cadences.dedup();
-    let limit = |c: Cadence| max_age.get(&c).copied().unwrap_or_else(|| default_max_age(c));
-    let mut lines: Vec<Line> = cadences.iter().map(|c| seen.cadence(*c, limit(*c))).collect();
+    let limit = |c: Cadence| max_age.get(&c).copied().or_else(|| default_max_age(c));
+    let mut lines: Vec<Line> = cadences.iter().filter_map(|c| Some(seen.cadence(*c, limit(*c)?))).collect();
     if cadences.is_empty() {
         lines.push(Line {
             summary: "has no cadence enabled".to_owned(),

@@ -21,7 +21,6 @@ pub mod pipeline;
 pub mod plan;
 pub mod privilege;
 pub mod prune;
-pub mod report;
 pub mod restore;
 pub mod retention;
 pub mod run;

@@ -339,6 +339,7 @@ impl Run<'_> {
                 sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
                     .await,
             );
+            notes.extend(topup::mend(&self.places, &fresh, at, self).await);
             notes.extend(topup::top_up(&self.places, &fresh, at, &policy, self).await);
             let succeeded = report.id.as_ref().is_some_and(|id| {
                 let point = catalogue.points.iter().find(|p| &p.manifest.id == id);

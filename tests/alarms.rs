@@ -57,6 +57,23 @@ fn fresh_points() {
 }
 
 #[test]
+fn a_limit_that_is_not_configured_is_the_documented_one() {
+    let config = backstay::config::Config::default();
+    let service = serde_json::from_str("{}").unwrap();
+    let limits = Cadence::CALENDAR.map(|c| config.max_age(&service, c).unwrap().to_string());
+    assert_eq!(limits, ["3h", "50h", "194h", "33d", "370d"]);
+    let judged = judge(&AT, &[], Cadence::CALENDAR, &BTreeMap::new(), now());
+    let judged: Vec<String> =
+        judged.lines.iter().rev().map(|l| Span::from_secs(l.limit_seconds.unwrap()).to_string()).collect();
+    assert_eq!(judged, limits);
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let read = |name| std::fs::read_to_string(docs.join(name)).unwrap();
+    assert!(read("configuration.md").contains("Default: 3h, 50h, 194h (8 d 2 h), 33d, 370d for hourly to yearly."));
+    let words = "3 h (hourly), 50 h (daily), 194 h (weekly), 33 d (monthly),\n370 d (yearly)";
+    assert!(read("monitoring.md").contains(words));
+}
+
+#[test]
 fn points_that_are_too_old_or_not_there() {
     assert_eq!(
         shown(&[point(Cadence::Daily, 60), suspect(point(Cadence::Daily, 12))]),

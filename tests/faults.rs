@@ -123,7 +123,8 @@ fn a_missing_program_is_named_with_what_to_do() {
     for name in ["pg_dumpall", "psql"] {
         std::fs::remove_file(d.path("bin").join(name)).unwrap();
         let ran = d.run(&["backup", "--manual"]);
-        expect(&ran, 78, &[&format!("could not run {name}"), &format!("install the package that has {name}")]);
+        let cause = format!("could not run {name}\n  caused by: {}: No such file", d.path("bin").join(name).display());
+        expect(&ran, 78, &[&cause, &format!("install the package that has {name}")]);
         assert_eq!(d.files(), files);
     }
 }

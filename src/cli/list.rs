@@ -87,7 +87,7 @@ fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, table: &mu
             "message_type": "restore_point", "id": m.id, "service": m.service, "host": m.host, "destination": place.name(),
             "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started, "age_seconds": age,
             "plain_bytes": m.plain_bytes(), "stored_bytes": m.stored_bytes(), "state": state.to_lowercase(),
-            "suspect_reasons": m.suspect_reasons, "missing": point.missing, "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
+            "suspect_reasons": m.suspect_reasons, "missing": point.missing.iter().map(|m| &m.name).collect::<Vec<_>>(), "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
             "agent_id": m.agent.id, "warnings": m.warnings,
         }));
         let age = if age < 0 { format!("in {}", human_age(-age)) } else { human_age(age) };

@@ -1,5 +1,5 @@
-//! Copies a point to a destination that missed it, if the policy there would still keep it. The stored bytes are
-//! copied as they are, and their digest is checked on the way.
+//! Copies a point to a destination that missed it, if the policy there would still keep it, and puts artefacts back
+//! that were removed or cut there. The stored bytes are copied as they are, and their digest is checked on the way.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -41,6 +41,49 @@ pub(super) async fn top_up(
         });
     }
     notes
+}
+
+/// Puts back what is missing of points at `places[at]`, from places that have it; what was done, and what could not be.
+/// Only where keys are not used again: elsewhere the manifest names a version, and a new copy would be another one.
+pub(super) async fn mend(places: &[Place], catalogues: &[Result<Catalogue>], at: usize, run: &Run<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (Ok(here), false) = (&catalogues[at], places[at].layout.is_versioned()) else { return notes };
+    let ours = |p: &&Point| p.manifest.state == State::Complete && p.manifest.agent.id == run.agent_id;
+    for point in here.points.iter().filter(ours) {
+        for lack in &point.missing {
+            if run.engine.cancel.is_cancelled() {
+                return notes;
+            }
+            let Some((from, artefact)) = whole_elsewhere(catalogues, at, point, &lack.name) else { continue };
+            let (to, id) = (&places[at], &point.manifest.id);
+            let key = point.manifest.artefacts.iter().find(|a| a.name == lack.name).map(|a| &a.location.key);
+            let Some(key) = key else { continue };
+            // Of an object that is gone, nothing may be replaced by mistake.
+            let mode = if lack.bytes.is_none() { PutMode::WriteOnce } else { PutMode::Replace };
+            notes.push(match copy_artefact(&places[from], artefact, (to, key, mode), run).await {
+                Ok(_) => format!("mended {id}: {lack}, copied there from {}", places[from].name()),
+                Err(err) => {
+                    format!("could not mend {id}: {lack}; copying from {}: {}", places[from].name(), err.chain())
+                }
+            });
+        }
+    }
+    notes
+}
+
+/// The same stored bytes at another place.
+fn whole_elsewhere<'a>(
+    catalogues: &'a [Result<Catalogue>],
+    at: usize,
+    point: &Point,
+    name: &str,
+) -> Option<(usize, &'a Artefact)> {
+    let wanted = point.manifest.artefacts.iter().find(|a| a.name == name)?;
+    let others = catalogues.iter().enumerate().filter(|(from, _)| *from != at);
+    let found = others.flat_map(|(from, c)| c.iter().flat_map(|c| &c.points).map(move |p| (from, p)));
+    found
+        .filter(|(_, p)| p.manifest.id == point.manifest.id && p.missing.iter().all(|m| m.name != name))
+        .find_map(|(from, p)| p.manifest.artefacts.iter().find(|a| a.sha256 == wanted.sha256).map(|a| (from, a)))
 }
 
 /// Whole, complete points of ours that lie elsewhere and not here, oldest first.
@@ -95,17 +138,32 @@ async fn copy(from: &Place, point: &Point, to: &Place, run: &Run<'_>) -> Result<
             .await?;
     }
     for artefact in &mut manifest.artefacts {
-        run.engine.monitor.start(&artefact.name, Some(artefact.stored_bytes));
-        let copied = copy_artefact(from, artefact, to, &format!("{staged}/{}", artefact.name), run).await;
-        run.engine.monitor.end(&artefact.name);
-        artefact.location = copied?;
+        let key = format!("{staged}/{}", artefact.name);
+        artefact.location = copy_artefact(from, artefact, (to, &key, to.layout.put_mode()), run).await?;
     }
     commit::write_record(to, manifest, &folder).await
 }
 
-async fn copy_artefact(from: &Place, artefact: &Artefact, to: &Place, key: &str, run: &Run<'_>) -> Result<Location> {
+async fn copy_artefact(
+    from: &Place,
+    artefact: &Artefact,
+    (to, key, mode): (&Place, &str, PutMode),
+    run: &Run<'_>,
+) -> Result<Location> {
+    run.engine.monitor.start(&artefact.name, Some(artefact.stored_bytes));
+    let copied = copy_bytes(from, artefact, (to, key, mode), run).await;
+    run.engine.monitor.end(&artefact.name);
+    copied
+}
+
+async fn copy_bytes(
+    from: &Place,
+    artefact: &Artefact,
+    (to, key, mode): (&Place, &str, PutMode),
+    run: &Run<'_>,
+) -> Result<Location> {
     let mut stream = from.destination.get(&artefact.location).await?;
-    let mut upload = to.destination.begin(key, to.layout.put_mode(), Some(artefact.stored_bytes)).await?;
+    let mut upload = to.destination.begin(key, mode, Some(artefact.stored_bytes)).await?;
     let work = async {
         let mut digest = Sha256::new();
         let mut bytes = 0u64;
