@@ -81,8 +81,9 @@ impl Program {
     pub fn spawn(mut self, stdin: Stdio) -> Result<Running> {
         self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(|e| {
+            let path = Path::new(self.command.as_std().get_program());
             Error::new(ErrorKind::Config, format!("could not run {}", self.name))
-                .caused_by(e)
+                .caused_by(format!("{}: {e}", path.display()))
                 .hint(format!("install the package that has {}, or say where it is in the configuration.", self.name))
         })?;
         let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
