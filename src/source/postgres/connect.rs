@@ -199,9 +199,14 @@ const COMPLAINTS: &[(&str, ErrorKind, &str)] = &[
     ("server closed the connection", ErrorKind::Unavailable, "look into the server's log."),
     ("terminating connection", ErrorKind::Unavailable, "look into the server's log."),
     (
+        "s the server running",
+        ErrorKind::Unavailable,
+        "see whether the server runs, and correct host and port in the configuration.",
+    ),
+    (
         "connection to server",
         ErrorKind::Unavailable,
-        "see whether the server runs, and correct host, port and database in the configuration.",
+        "see the server's answer above, and correct host, port, username and database in the configuration.",
     ),
     (
         "could not connect",
