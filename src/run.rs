@@ -228,11 +228,13 @@ impl Run<'_> {
         let source = self.engine.source(self.name)?;
         let id = self.new_id(cadence);
         let legs = self.legs(cadence, &id).await;
+        let previous = self.previous(source.as_ref());
         let sink = PointSink::new(
             legs.clone(),
             self.encoding()?,
             self.service.stall_timeout.0,
             Arc::clone(&self.engine.monitor),
+            previous.as_ref().map_or(&[], |m| &m.artefacts),
         );
         let captured = self.capture(source.as_ref(), &sink).await;
         let whole = match captured {

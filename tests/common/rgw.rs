@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use aws_sdk_s3::types::{
+    BucketVersioningStatus, DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule, VersioningConfiguration,
+};
 
 /// The access key of the gateway's user.
 pub(crate) const ACCESS: &str = "AKTEST";
@@ -23,8 +26,7 @@ pub(crate) fn endpoint() -> &'static str {
     }
 }
 
-/// Makes a bucket.
-pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+fn client() -> Client {
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -33,7 +35,21 @@ pub(crate) async fn make_bucket(name: &str, versioned: bool) {
         .endpoint_url(endpoint())
         .force_path_style(true)
         .build();
-    let client = Client::from_conf(config);
+    Client::from_conf(config)
+}
+
+/// Makes a bucket whose objects cannot be removed for a day.
+pub(crate) async fn make_locked_bucket(name: &str) {
+    client().create_bucket().bucket(name).object_lock_enabled_for_bucket(true).send().await.expect("a new bucket");
+    let retention = DefaultRetention::builder().mode(ObjectLockRetentionMode::Compliance).days(1).build();
+    let lock = ObjectLockConfiguration::builder().object_lock_enabled(ObjectLockEnabled::Enabled);
+    let lock = lock.rule(ObjectLockRule::builder().default_retention(retention).build()).build();
+    client().put_object_lock_configuration().bucket(name).object_lock_configuration(lock).send().await.expect("a lock");
+}
+
+/// Makes a bucket.
+pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+    let client = client();
     client.create_bucket().bucket(name).send().await.expect("a new bucket");
     if versioned {
         let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
