@@ -231,11 +231,13 @@ impl Run<'_> {
         let id = self.new_id(cadence);
         let takers: Vec<&Place> = self.takers(cadence, report);
         let legs = self.legs(&takers, cadence, &id).await;
+        let previous = self.previous(source.as_ref());
         let sink = PointSink::new(
             legs.clone(),
             self.encoding()?,
             self.service.stall_timeout.0,
             Arc::clone(&self.engine.monitor),
+            previous.as_ref().map_or(&[], |m| &m.artefacts),
         );
         let captured = self.capture(source.as_ref(), &sink).await;
         let whole = match captured {

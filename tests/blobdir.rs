@@ -10,6 +10,7 @@
 
 mod archive;
 mod faults;
+mod leftovers;
 mod memory;
 mod tree;
 

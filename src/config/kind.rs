@@ -192,13 +192,16 @@ pub struct S3Config {
     /// PEM file of an additional certificate authority.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts. Memory per artefact: `part_size` x (`concurrency` + 1).
+    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts, until two parts fill `upload_memory`. Of 10,000 parts, that makes 984 GiB at most with the defaults.
     #[serde(default = "default_part")]
     pub part_size: Bytes,
     /// All parts have `part_size`, for stores that demand it (R2).
     #[serde(default)]
     pub fixed_part_size: bool,
-    /// Parts on their way at once, per artefact.
+    /// Memory for the parts of one artefact, the one that is filled and those on their way; default: 256MiB, or `part_size` x (`concurrency` + 1) if that is more.
+    #[serde(default)]
+    pub upload_memory: Option<Bytes>,
+    /// Parts on their way at once, per artefact; fewer once they have grown, as `upload_memory` demands.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
     /// Which checksum goes with each part.
@@ -216,6 +219,14 @@ pub struct S3Config {
     /// A single request (a part, a listing) is given up after this time and made again; larger parts get more.
     #[serde(default = "default_call_timeout")]
     pub call_timeout: Span,
+}
+
+impl S3Config {
+    /// Memory for the parts of one artefact, as set or by default.
+    pub fn upload_memory(&self) -> Bytes {
+        let all = self.part_size.0.saturating_mul(u64::from(self.concurrency) + 1);
+        self.upload_memory.unwrap_or(Bytes(all.max(mib(256).0)))
+    }
 }
 
 fn default_database() -> String {

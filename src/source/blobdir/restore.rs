@@ -32,11 +32,10 @@ pub(super) async fn restore(
     refuse_foreign(request)?;
     let owner = request.owner.as_deref().map(parse_owner).transpose()?;
     let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());
-    let stamp = cx.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
     let stop = cx.cancel.child_token();
     let guard = stop.clone().drop_guard();
     let counts = point.manifest.counts.clone();
-    let place = Place::prepare(&target, request.replace, stamp)?;
+    let mut place = Place::prepare(&target, request.replace, cx.clock.now())?;
     let need = |key: &str| counts.get(key).copied().unwrap_or(0);
     place.check_space(need("bytes"), need("files") + need("directories"))?;
     let (expected, data) = open(cx, point, &stop).await?;
@@ -50,8 +49,12 @@ pub(super) async fn restore(
             return Err(Error::new(ErrorKind::Corrupt, message)
                 .hint("restore another point; nothing at the target was changed."));
         }
+        let removed = std::mem::take(&mut place.removed);
         let (target, old_data) = place.settle()?;
-        Ok(restored(&target, old_data, done, owner.is_some()))
+        let mut restored = restored(&target, old_data, done, owner.is_some());
+        let gone = removed.iter().map(|path| format!("removed {}, left by a restore that was killed", path.display()));
+        restored.notes.extend(gone);
+        Ok(restored)
     };
     let outcome = blocking(work).await;
     drop(guard);
