@@ -9,6 +9,7 @@
 )]
 
 mod archive;
+mod drill;
 mod faults;
 mod leftovers;
 mod memory;

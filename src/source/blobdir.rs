@@ -22,11 +22,12 @@ use async_trait::async_trait;
 use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::Consistency;
+use crate::manifest::{Consistency, Manifest};
 
-use super::{Captured, Context, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
 
 mod capture;
+mod drill;
 mod inventory;
 mod load;
 mod place;
@@ -197,6 +198,18 @@ impl Source for Blobdir {
 
     async fn cleanup(&self, _: &Context) -> Result<()> {
         Ok(())
+    }
+
+    async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
+        drill::drill(&self.config, cx, point, request).await
+    }
+
+    fn drill_bytes(&self, point: &Manifest, request: &DrillRequest) -> u64 {
+        drill::bytes(point, request)
+    }
+
+    fn production(&self, _: &Manifest) -> Vec<PathBuf> {
+        vec![self.config.path.clone()]
     }
 }
 

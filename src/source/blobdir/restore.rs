@@ -86,7 +86,7 @@ pub(super) async fn verify(cx: &Context, point: &PointReader) -> Result<Verified
     outcome
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let joined = tokio::task::spawn_blocking(work).await;
     joined.map_err(|e| Error::new(ErrorKind::Internal, "the extraction broke").caused_by(e))?
 }
@@ -104,7 +104,7 @@ fn restored(target: &Path, old_data: Option<PathBuf>, done: Extracted, owner_giv
     Restored { target: target.display().to_string(), counts: done.counts, old_data, notes }
 }
 
-fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Vec<String> {
+pub(super) fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Vec<String> {
     let differs = |key: &&str| {
         let wanted = wanted.get(*key).copied();
         wanted.is_some_and(|n| n != found.get(*key).copied().unwrap_or(0))
@@ -152,7 +152,7 @@ fn find(point: &PointReader, role: Role, name: &str) -> Result<Artefact> {
 }
 
 /// The inventory, fetched and ready to be compared with, and the archive, for a thread that may block.
-async fn open(
+pub(super) async fn open(
     cx: &Context,
     point: &PointReader,
     stop: &CancellationToken,
