@@ -1,6 +1,7 @@
 //! Destinations: one contract for all, and an object store that fails in every way it can.
 
 mod contract;
+mod engine;
 mod faults;
 mod local;
 mod real;
