@@ -16,6 +16,7 @@ mod config_invalid;
 mod configuration_doc;
 mod faults;
 mod format;
+mod formats;
 mod hostile;
 mod kill;
 mod layers;
