@@ -12,6 +12,7 @@ mod blobdir;
 mod check;
 mod cli;
 mod common;
+mod completeness;
 mod config_invalid;
 mod configuration_doc;
 mod faults;
