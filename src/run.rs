@@ -92,11 +92,11 @@ impl RunReport {
                 self.service,
                 names.join(", ")
             );
-            return Some(
-                Error::new(ErrorKind::Incomplete, text)
-                    .caused_by(why.join("; "))
-                    .hint("the next run copies the point there, once the destination works again."),
+            let advice = out.iter().find_map(|p| p.failure.as_ref()?.hint.clone()).map_or_else(
+                || "the next run copies the point there, once the destination works again.".to_owned(),
+                |hint| format!("{hint} Then the next run copies the point there."),
             );
+            return Some(Error::new(ErrorKind::Incomplete, text).caused_by(why.join("; ")).hint(advice));
         }
         if !self.suspect.is_empty() {
             let text = format!("service {:?}: restore point {id} is suspect", self.service);
@@ -334,13 +334,23 @@ impl Run<'_> {
             if self.engine.cancel.is_cancelled() {
                 return;
             }
-            let notes = &mut report.places[at].notes;
-            let Ok(catalogue) = &fresh[at] else { continue };
+            let PlaceReport { notes, failure, .. } = &mut report.places[at];
+            let catalogue = match &fresh[at] {
+                Ok(catalogue) => catalogue,
+                Err(err) => {
+                    notes.push(format!("nothing was removed or copied there: {}", err.chain()));
+                    continue;
+                }
+            };
             // First, because what an interrupted run left can be in the way of a copy of the same point.
             notes.extend(
                 sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
                     .await,
             );
+            // What has just failed is left in peace until the next run.
+            if failure.is_some() {
+                continue;
+            }
             notes.extend(topup::mend(&self.places, &fresh, at, self).await);
             notes.extend(topup::top_up(&self.places, &fresh, at, &policy, self).await);
             let succeeded = report.id.as_ref().is_some_and(|id| {

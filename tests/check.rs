@@ -115,7 +115,7 @@ fn private(path: impl AsRef<Path>, mode: u32) {
 
 /// Demands an exit code; the lines of the answer.
 #[track_caller]
-fn answered(ran: Ran, code: i32) -> Vec<String> {
+fn answered(ran: &Ran, code: i32) -> Vec<String> {
     assert_eq!(ran.code, code, "{ran:#?}");
     assert_eq!(ran.stderr, "", "{ran:#?}");
     ran.stdout.lines().map(str::to_owned).collect()
@@ -125,7 +125,7 @@ fn answered(ran: Ran, code: i32) -> Vec<String> {
 async fn fresh_points_are_ok_for_nagios_for_people_and_for_programs() {
     let d = Deployment::new("check-fresh", "", "").await;
     let id = d.backup();
-    let lines = answered(d.run(&["check-s3"]), 0);
+    let lines = answered(&d.run(&["check-s3"]), 0);
     let [first, rest @ ..] = lines.as_slice() else { panic!("{lines:?}") };
     let (text, perf) = first.split_once(" | ").unwrap();
     assert_eq!(text, "BACKSTAY OK - 1 checks, all fresh");
@@ -164,14 +164,14 @@ async fn fresh_points_are_ok_for_nagios_for_people_and_for_programs() {
         (&freshness["lines"][1]["cadence"], &freshness["lines"][1]["limit_seconds"]),
         (&"daily".into(), &180_000.into())
     );
-    assert_eq!(answered(d.run(&["--quiet", "check-s3"]), 0), [""; 0]);
+    assert_eq!(answered(&d.run(&["--quiet", "check-s3"]), 0), [""; 0]);
 }
 
 #[tokio::test]
 async fn what_is_removed_or_cut_in_the_bucket_alarms_once_and_its_return_is_told() {
     let d = Deployment::new("check-damage", "", "").await;
     let id = d.backup();
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
     let key = d.key_of("data.tar.zst").await;
     let whole = d.bytes_of(&key).await;
     let alert = "[backstay] ALERT web1: blobs has no complete weekly restore point at offsite".to_owned();
@@ -183,7 +183,7 @@ async fn what_is_removed_or_cut_in_the_bucket_alarms_once_and_its_return_is_told
             None => d.delete(&key).await,
             Some(bytes) => d.put(&key, bytes).await,
         }
-        let lines = answered(d.run(&["check-s3"]), 2);
+        let lines = answered(&d.run(&["check-s3"]), 2);
         assert!(
             lines[0].starts_with("BACKSTAY CRITICAL - web1 blobs at offsite: has no complete weekly restore point"),
             "{}",
@@ -198,13 +198,13 @@ async fn what_is_removed_or_cut_in_the_bucket_alarms_once_and_its_return_is_told
         mails.push(alert.clone());
         assert_eq!(d.subjects(), mails);
         // The same day: still critical, and nobody is told again.
-        answered(d.run(&["check-s3"]), 2);
+        answered(&d.run(&["check-s3"]), 2);
         assert_eq!(d.subjects(), mails);
         d.put(&key, whole.clone()).await;
-        answered(d.run(&["check-s3"]), 0);
+        answered(&d.run(&["check-s3"]), 0);
         mails.push("[backstay] OK web1: blobs has fresh restore points again at offsite".to_owned());
         assert_eq!(d.subjects(), mails);
-        answered(d.run(&["check-s3"]), 0);
+        answered(&d.run(&["check-s3"]), 0);
         assert_eq!(d.subjects(), mails);
     }
     let mail = d.smtpd.mails()[2].replace("=\r\n", "").replace("\r\n", "\n");
@@ -236,7 +236,7 @@ async fn a_new_backup_mends_what_the_local_copy_still_has() {
         assert!(said.contains(&format!("  offsite: mended {id}: data.tar.zst (")), "{said}");
         assert!(said.contains(", copied there from local"), "{said}");
         assert!(d.bytes_of(&key).await == whole);
-        answered(d.run(&["check-s3"]), 0);
+        answered(&d.run(&["check-s3"]), 0);
     }
     let target = d.path("restored");
     let ran = d.run(&["restore", "blobs", &id, "--from", "offsite", "--to", target.to_str().unwrap()]);
@@ -251,12 +251,12 @@ async fn in_a_versioned_bucket_the_versions_count() {
     let key = d.key_of("data.tar.zst").await;
     // A delete marker hides the newest version, and takes nothing away from the manifest, which names it.
     d.delete(&key).await;
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
     let versions = rgw::client().list_object_versions().bucket(&d.bucket).prefix(&key).send().await.unwrap();
     let [version] = versions.versions() else { panic!("{versions:?}") };
     let delete = rgw::client().delete_object().bucket(&d.bucket).key(&key);
     delete.set_version_id(version.version_id.clone()).send().await.unwrap();
-    let lines = answered(d.run(&["check-s3"]), 2);
+    let lines = answered(&d.run(&["check-s3"]), 2);
     let damaged = format!("[ALERT] {id}: cannot be restored from offsite: data.tar.zst (missing); ");
     assert!(lines.iter().any(|l| l.starts_with(&damaged)), "{lines:#?}");
 }
@@ -270,7 +270,7 @@ async fn a_manifest_that_cannot_be_read_alarms() {
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
     d.put(&key, bytes).await;
-    let lines = answered(d.run(&["check-s3"]), 2);
+    let lines = answered(&d.run(&["check-s3"]), 2);
     let said = "of blobs at offsite is not counted: the manifest is damaged: its digest does not match";
     assert!(lines.iter().any(|l| l.starts_with("[ALERT] blobs_test_weekly_") && l.ends_with(said)), "{lines:#?}");
 }
@@ -279,9 +279,9 @@ async fn a_manifest_that_cannot_be_read_alarms() {
 async fn a_bucket_that_cannot_be_read_is_unknown_and_told() {
     let d = Deployment::new("check-unreadable", "", "").await;
     d.backup();
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
     d.keys(rgw::ACCESS, "wrong");
-    let lines = answered(d.run(&["check-s3"]), 3);
+    let lines = answered(&d.run(&["check-s3"]), 3);
     let what = "web1 blobs at offsite: has restore points that could not be read";
     assert_eq!(lines[0], format!("BACKSTAY UNKNOWN - {what}"));
     for lines in [&lines[1..], &d.status()] {
@@ -294,14 +294,14 @@ async fn a_bucket_that_cannot_be_read_is_unknown_and_told() {
     }
     let unknown = "[backstay] UNKNOWN web1: blobs has restore points that could not be read at offsite";
     assert_eq!(d.subjects(), [unknown]);
-    answered(d.run(&["check-s3"]), 3);
+    answered(&d.run(&["check-s3"]), 3);
     assert_eq!(d.subjects(), [unknown]);
     // The credentials cannot be read at all: the same state, and no second mail.
     std::fs::remove_file(d.path("secret/s3")).unwrap();
-    let lines = answered(d.run(&["check-s3"]), 3);
+    let lines = answered(&d.run(&["check-s3"]), 3);
     assert!(lines[1].contains("could not be read at its destinations: "), "{lines:#?}");
     d.keys(rgw::ACCESS, rgw::SECRET);
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
     let told = d.subjects();
     assert_eq!(
         told.last().unwrap(),
@@ -313,7 +313,7 @@ async fn a_bucket_that_cannot_be_read_is_unknown_and_told() {
 #[tokio::test]
 async fn an_alarm_is_repeated_after_a_day_and_kept_until_it_could_be_told() {
     let d = Deployment::new("check-repeat", "", "").await;
-    let lines = answered(d.run(&["check-s3"]), 2);
+    let lines = answered(&d.run(&["check-s3"]), 2);
     let expected = "[ALERT] blobs has no complete daily restore point at offsite; newest complete: none, limit 50h";
     assert!(lines.iter().any(|l| l == expected), "{lines:#?}");
     assert_eq!(d.subjects().len(), 1);
@@ -326,7 +326,7 @@ async fn an_alarm_is_repeated_after_a_day_and_kept_until_it_could_be_told() {
     alarm["since"] = yesterday.as_str().into();
     alarm["last_mailed"] = yesterday.as_str().into();
     std::fs::write(&memory, alarms.to_string()).unwrap();
-    answered(d.run(&["check-s3"]), 2);
+    answered(&d.run(&["check-s3"]), 2);
     assert_eq!(d.subjects().len(), 2);
     let mail = &d.smtpd.mails()[1];
     assert!(mail.contains("Reminder of:     ALERT, told 20") && mail.contains("(25 h 0 min)"), "{mail}");
@@ -342,7 +342,7 @@ async fn an_alarm_is_repeated_after_a_day_and_kept_until_it_could_be_told() {
     assert!(ran.stderr.contains("error: 1 of 1 mails could not be sent\n"), "{ran:#?}");
     assert!(ran.stderr.contains("/nonexistent/sendmail"), "{ran:#?}");
     std::fs::write(&d.config, &config).unwrap();
-    answered(d.run(&["check-s3"]), 2);
+    answered(&d.run(&["check-s3"]), 2);
     assert_eq!(d.subjects().len(), 3);
 }
 
@@ -374,16 +374,16 @@ async fn as_root_a_service_of_another_user_keeps_its_files() {
     let id = d.backup();
     let owner = |path: PathBuf| std::fs::metadata(path).unwrap().uid();
     assert_eq!(owner(d.path("local").join(&id)), uid);
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
     let status = std::fs::metadata(d.path("local").join(STATUS)).unwrap();
     assert_eq!((status.uid(), status.mode() & 0o7777), (uid, 0o644));
     assert_eq!(d.status().len(), 2);
     let key = d.key_of("data.tar.zst").await;
     d.delete(&key).await;
-    answered(d.run(&["check-s3"]), 2);
+    answered(&d.run(&["check-s3"]), 2);
     assert_eq!(d.subjects().len(), 1);
     let said = d.run(&["backup"]).ok();
     assert!(said.contains(&format!("offsite: mended {id}")), "{said}");
     assert_eq!(owner(d.path("local").join(STATUS)), uid);
-    answered(d.run(&["check-s3"]), 0);
+    answered(&d.run(&["check-s3"]), 0);
 }

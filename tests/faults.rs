@@ -61,7 +61,8 @@ fn a_full_disk_costs_one_place_and_the_next_run_tops_it_up() {
         &[
             &format!("error: service \"db\": restore point {id} is incomplete: it is not at local\n"),
             "No space left on device",
-            "\nhint: the next run copies the point there, once the destination works again.",
+            "\nhint: free some space there, keep fewer points, or move the destination to a larger disk. Then the next \
+             run copies the point there.\n",
         ],
     );
     assert!(ran.stdout.contains("  local: FAILED: ") && ran.stdout.contains("  second: whole\n"), "{ran:#?}");

@@ -2,6 +2,7 @@
 
 mod contract;
 mod credentials;
+mod engine;
 mod faults;
 mod local;
 mod locked;

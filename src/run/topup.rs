@@ -32,13 +32,17 @@ pub(super) async fn top_up(
             continue;
         }
         let id = &point.manifest.id;
-        notes.push(match copy(&places[from], point, &places[at], run).await {
-            Ok(()) => format!("copied {id} there from {}, it was missing", places[from].name()),
+        match copy(&places[from], point, &places[at], run).await {
+            Ok(()) => notes.push(format!("copied {id} there from {}, it was missing", places[from].name())),
             Err(err) => {
                 sweep::half_copied(&places[at], &point.manifest).await;
-                format!("could not copy {id} there from {}: {}", places[from].name(), err.chain())
+                notes.push(format!("could not copy {id} there from {}: {}", places[from].name(), err.chain()));
+                // Only damage is a matter of one point: what else fails would fail, or hang, with the next one too.
+                if err.kind != ErrorKind::Corrupt {
+                    break;
+                }
             }
-        });
+        }
     }
     notes
 }

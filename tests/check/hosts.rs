@@ -23,13 +23,13 @@ async fn all_hosts_are_found_and_those_that_should_be_there_are_missed() {
         let monitor = write(d.dir.path(), "monitor.yml", &text);
         let check = |more: &[&str]| run(&[&["--config", &monitor, "check-s3", "--all-hosts"], more].concat());
 
-        let lines = answered(check(&[]), 0);
+        let lines = answered(&check(&[]), 0);
         assert!(lines[0].starts_with("BACKSTAY OK - 2 checks, all fresh | 'files_"), "{lines:#?}");
         assert_eq!(lines.len(), 5);
         assert!(lines[1..].iter().all(|l| l.starts_with("[OK] ")), "{lines:#?}");
 
         std::fs::write(&monitor, expecting).unwrap();
-        let lines = answered(check(&[]), 2);
+        let lines = answered(&check(&[]), 2);
         let missing = "has no complete daily restore point";
         let expected =
             format!("BACKSTAY CRITICAL - db1 accounts at offsite: {missing}; lost1 files at offsite: {missing} | ");
@@ -56,7 +56,7 @@ async fn all_hosts_are_found_and_those_that_should_be_there_are_missed() {
         assert_eq!(d.subjects().len(), 2, "told once");
 
         d.keys(crate::common::rgw::ACCESS, "wrong");
-        let lines = answered(check(&[]), 3);
+        let lines = answered(&check(&[]), 3);
         let unread = "all hosts all services at offsite: has restore points that could not be read";
         assert_eq!(lines[0], format!("BACKSTAY UNKNOWN - {unread}"));
     }
