@@ -212,7 +212,8 @@ pub fn nagios_line(checked: &[Checked]) -> String {
         .filter(|c| c.freshness.state != State::Ok)
         .map(|c| format!("{} {} at {}: {}", c.host, c.service, c.destination, c.freshness.summary()))
         .collect();
-    let text = if bad.is_empty() { format!("{} checks, all fresh", checked.len()) } else { bad.join("; ") };
+    let checks: usize = checked.iter().map(|c| c.freshness.lines.len()).sum();
+    let text = if bad.is_empty() { format!("{checks} checks, all fresh") } else { bad.join("; ") };
     let perf: Vec<String> = checked
         .iter()
         .flat_map(|c| {

@@ -60,6 +60,8 @@ pub struct RunReport {
     pub id: Option<String>,
     /// For which cadence; `None` when nothing was due.
     pub cadence: Option<Cadence>,
+    /// Why this cadence, or why none.
+    pub reason: String,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
@@ -133,7 +135,7 @@ pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) 
     let started = engine.clock.now();
     let agent_id = engine.agent_id()?;
     let _lock = Lock::take(&engine.service_dir(name), name, started)?;
-    let places = engine.places(name)?;
+    let places = engine.places(name).map_err(|e| e.within(format!("service {name:?}: could not open its places")))?;
     let host = engine.host()?;
     let catalogues = engine.catalogues(&places, &host, name).await;
     let mut run = Run { engine, name, service, places, catalogues, agent_id, host, started, warnings: Vec::new() };
@@ -144,8 +146,8 @@ pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) 
             run.warnings.push(text);
         }
     }
-    let cadence = run.cadence(wanted)?;
-    let mut report = run.report(cadence);
+    let (cadence, reason) = run.cadence(wanted)?;
+    let mut report = run.report(cadence, reason);
     match cadence {
         _ if dry_run => return Ok(report),
         Some(cadence) => run.make(cadence, &mut report).await?,
@@ -168,18 +170,25 @@ impl Run<'_> {
         all.into_values().collect()
     }
 
-    fn cadence(&self, wanted: Wanted) -> Result<Option<Cadence>> {
+    /// The cadence of the point to be made, if any, and why.
+    fn cadence(&self, wanted: Wanted) -> Result<(Option<Cadence>, String)> {
         if let Wanted::This(cadence) = wanted {
-            return Ok(Some(cadence));
+            return Ok((Some(cadence), "asked for".to_owned()));
         }
         let mut enabled: Vec<Cadence> =
             self.places.iter().flat_map(|p| p.keep.cadences().collect::<Vec<_>>()).collect();
         enabled.sort_unstable();
         enabled.dedup();
-        Ok(plan::due(&self.engine.calendar()?, enabled, &self.known(), self.started))
+        let calendar = self.engine.calendar()?;
+        let periods: Vec<String> = enabled.iter().map(|c| calendar.period(*c, self.started).to_string()).collect();
+        Ok(match plan::due(&calendar, enabled, &self.known(), self.started) {
+            Some(due) => (Some(due), format!("no point yet for {}", calendar.period(due, self.started))),
+            None if periods.is_empty() => (None, "no cadence is enabled by `keep`".to_owned()),
+            None => (None, format!("there are points for {}", periods.join(", "))),
+        })
     }
 
-    fn report(&self, cadence: Option<Cadence>) -> RunReport {
+    fn report(&self, cadence: Option<Cadence>, reason: String) -> RunReport {
         let places = self
             .places
             .iter()
@@ -189,6 +198,7 @@ impl Run<'_> {
             service: self.name.to_owned(),
             id: None,
             cadence,
+            reason,
             started: self.started,
             finished: self.started,
             plain_bytes: 0,
@@ -295,8 +305,10 @@ impl Run<'_> {
         cx.previous = self.previous(source);
         let work = async {
             source.cleanup(&cx).await?;
-            source.probe(&cx).await?;
-            source.backup(&cx, sink).await
+            let probe = source.probe(&cx).await?;
+            let mut captured = source.backup(&cx, sink).await?;
+            captured.warnings.splice(0..0, probe.warnings);
+            Ok(captured)
         };
         let outcome = tokio::select! {
             done = tokio::time::timeout(self.service.timeout.0, work) => done.unwrap_or_else(|_| Err(self.timed_out())),

@@ -197,6 +197,7 @@ async fn a_place_that_missed_a_point_is_topped_up() {
     std::fs::remove_file(d.path("second")).unwrap();
     let next = d.backup(Wanted::Due).await.unwrap();
     assert_eq!(next.id, None, "nothing is due: the day has a point");
+    assert_eq!(next.reason, "there are points for 2026-03-10");
     assert_eq!(d.ids("second").await, d.ids("local").await);
     d.restore(Some("second"), None, &d.path("out")).await.unwrap();
     assert_eq!(std::fs::read(d.path("out/a/one")).unwrap(), b"first");

@@ -146,7 +146,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
         .collect();
     app.emit(&json!({
         "message_type": "backup", "service": report.service, "id": report.id, "cadence": report.cadence,
-        "dry_run": dry_run, "started": report.started, "finished": report.finished,
+        "reason": report.reason, "dry_run": dry_run, "started": report.started, "finished": report.finished,
         "plain_bytes": report.plain_bytes, "stored_bytes": report.stored_bytes, "counts": report.counts,
         "suspect": report.suspect, "warnings": report.warnings, "places": places,
     }));
@@ -173,10 +173,12 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
 fn headline(report: &RunReport, dry_run: bool) -> String {
     let service = &report.service;
     let Some(cadence) = report.cadence else {
-        return format!("{service}: nothing is due");
+        return format!("{service}: nothing is due: {}", report.reason);
     };
     if dry_run {
-        return format!("{service}: would make a {cadence} restore point");
+        let places: Vec<&str> = report.places.iter().map(|p| p.name.as_str()).collect();
+        let (places, reason) = (places.join(", "), &report.reason);
+        return format!("{service}: would make a {cadence} restore point at {places}: {reason}");
     }
     let id = report.id.as_deref().unwrap_or("none");
     let seconds = (report.finished - report.started).num_seconds();

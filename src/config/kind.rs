@@ -22,7 +22,7 @@ impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
         match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => Some(SourceConfig::Postgres(c.clone())),
+            (Some(c), None) => Some(SourceConfig::Postgres(PostgresConfig { run_as: self.user.clone(), ..c.clone() })),
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
@@ -86,6 +86,9 @@ pub struct PostgresConfig {
     /// Where this cluster's data directory is, for `restore` of `plain` points. Asked of the server at backup time.
     #[serde(default)]
     pub data_dir: Option<PathBuf>,
+    /// `user` of the service: as root, the client programs run as this user, because the server may know it by that.
+    #[serde(skip)]
+    pub run_as: Option<String>,
 }
 
 /// A directory of files.

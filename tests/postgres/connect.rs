@@ -112,6 +112,50 @@ async fn a_wrong_password_is_named_as_such() {
     assert_eq!(err.kind, ErrorKind::NotFound, "what the point does not hold is said before anything is connected to");
 }
 
+/// As root, whom the server does not know: the programs run as the user of the service, in a backup and in a restore.
+#[tokio::test(flavor = "multi_thread")]
+async fn root_connects_as_the_user_of_the_service() {
+    if !nix::unistd::geteuid().is_root() {
+        return crate::common::skip("becoming the user of a service: not root");
+    }
+    let server = Server::start();
+    fill(&server, "postgres");
+    let before = content(&server, "postgres");
+    std::fs::write(server.data.join("pg_hba.conf"), "local all all peer\nlocal replication all peer\n").unwrap();
+    server.sql("postgres", "select pg_reload_conf()");
+    let peer = |server: &Server, method, run_as: Option<&str>| {
+        let mut config = server.config(method);
+        config.username = None;
+        config.run_as = run_as.map(str::to_owned);
+        config
+    };
+    let err = refusal(peer(&server, Dump, None)).await;
+    let report = err.report();
+    assert!(err.kind == ErrorKind::Denied && report.contains("FATAL:  role \"root\" does not exist"), "{report}");
+    assert!(
+        report.contains("\nhint: set `user` of the service to an operating system's user that may log in"),
+        "{report}"
+    );
+    let mut config = peer(&server, Dump, None);
+    config.username = Some("postgres".into());
+    let report = refusal(config).await.report();
+    assert!(
+        report.contains("\nhint: set `user` of the service to the operating system's user of that name"),
+        "{report}"
+    );
+
+    let taken = take(peer(&server, Databases, Some("postgres"))).await;
+    assert_eq!(taken.problems().await, [""; 0]);
+    let one = RestoreRequest { database: Some("postgres".into()), rename: Some("again".into()), ..Default::default() };
+    taken.restore(one).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!(content(&server, "again"), before);
+    let taken = take(peer(&server, Plain, Some("postgres"))).await;
+    server.down();
+    let restored = taken.restore(RestoreRequest { replace: true, ..to(&server.data) }).await;
+    restored.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!(content(&server, "again"), before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_and_one_that_refuses_are_told_apart() {
     let (server, port) = with_password();

@@ -122,7 +122,7 @@ pub(super) fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<St
 fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
     if request.database.is_some() || request.rename.is_some() || !request.map.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "a directory of files has no databases and no tablespaces")
-            .hint("leave out `--database`, `--rename` and `--map`."));
+            .hint("leave out `--database`, `--as` and `--map`."));
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ impl Postgres {
         }
         if !replace && !self.is_empty(cx, name).await? {
             return Err(Error::new(ErrorKind::Refused, format!("database {name:?} exists")).hint(
-                "restore it beside the old one with --rename, or allow --replace: the old one is renamed and kept.",
+                "restore it beside the old one with --as, or allow --replace: the old one is renamed and kept.",
             ));
         }
         // The session of a client that has just gone is still listed for a moment: wait as the server itself does.
