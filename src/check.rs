@@ -1,5 +1,7 @@
 //! Freshness of a deployment, judged from destinations alone, and the status file that tells it.
 
+pub mod metrics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;

@@ -13,6 +13,7 @@ pub mod error;
 pub mod exec;
 pub mod freshness;
 pub mod layout;
+pub mod legacy;
 pub mod lock;
 pub mod manifest;
 pub mod monitor;

@@ -1,7 +1,9 @@
 //! `backstay backup`: the services in their order, each as its user.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -13,10 +15,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
 use crate::run::{self, RunReport, Wanted};
 use crate::units::{Bytes, Cadence, human_age};
-use crate::{plan, privilege};
+use crate::{legacy, plan, privilege};
+
+/// This very program, even when an upgrade has put another one in its place since it was started.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Backs up what is asked for.
 pub async fn run(app: &App, args: &BackupArgs) -> Result<()> {
+    legacy::refuse(Path::new("/"))?;
     let config = app.config()?;
     let engine = app.engine(config)?;
     let names = selected(&engine, &args.services)?;
@@ -99,9 +105,12 @@ async fn as_user(app: &App, args: &BackupArgs, engine: &Engine, name: &str, user
     let dir = engine.service_dir(name);
     let failed = |e| Error::io(e, format!("could not prepare {}", dir.display()));
     std::fs::create_dir_all(&dir).map_err(failed)?;
+    // Under a closed umask the user could not reach its own directory.
+    for above in dir.ancestors().skip(1).take_while(|above| above.starts_with(&engine.config.state_dir)) {
+        std::fs::set_permissions(above, Permissions::from_mode(0o755)).map_err(failed)?;
+    }
     privilege::give(&dir, user.uid, user.gid).map_err(failed)?;
-    let program: PathBuf = std::env::current_exe().map_err(|e| Error::io(e, "could not find this program"))?;
-    let mut child = Program::new(program)
+    let mut child = Program::new(THIS_PROGRAM)
         .arg("--config")
         .arg(app.config_path())
         .arg("--become")

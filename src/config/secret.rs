@@ -27,6 +27,14 @@ pub enum SecretRef {
     Env(String),
     /// A systemd credential (`LoadCredential=`), by name.
     Credential(String),
+    /// Read before, by root, who then became a user that cannot. Never in a file.
+    #[serde(skip)]
+    Held {
+        /// Where it was, for messages.
+        from: String,
+        /// What it is.
+        secret: Secret,
+    },
 }
 
 /// A secret's text. `Debug` does not show it.
@@ -61,12 +69,20 @@ impl SecretRef {
                 Error::new(ErrorKind::Config, format!("environment variable {name} is not set, or is not UTF-8"))
             })?,
             Self::Credential(name) => read(&self.credential_path(name)?, |_| Ok(()))?,
+            Self::Held { secret, .. } => secret.0.clone(),
         };
         let text = text.trim_end_matches(['\n', '\r']);
         if text.is_empty() {
             return Err(Error::new(ErrorKind::Config, format!("the secret in {self} is empty")));
         }
         Ok(Secret(text.to_owned()))
+    }
+
+    /// Reads it now, for later. One that cannot be read stays what it was: whoever needs it will say so.
+    pub fn hold(&mut self) {
+        if let Ok(secret) = self.load() {
+            *self = Self::Held { from: self.to_string(), secret };
+        }
     }
 
     fn credential_path(&self, name: &str) -> Result<PathBuf> {
@@ -84,6 +100,7 @@ impl fmt::Display for SecretRef {
             Self::File(path) => write!(f, "file \"{}\"", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Credential(name) => write!(f, "systemd credential \"{name}\""),
+            Self::Held { from, .. } => f.write_str(from),
         }
     }
 }
@@ -251,6 +268,21 @@ mod tests {
             assert!(err.report().contains("chmod 600"), "{}", err.report());
             assert!(!err.report().contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn a_secret_that_is_held_needs_its_file_no_more_and_is_shown_nowhere() {
+        let file = file_with_mode(0o600);
+        let mut secret = SecretRef::File(file.path().into());
+        let told = secret.to_string();
+        secret.hold();
+        drop(file);
+        assert_eq!((secret.load().unwrap().expose(), secret.to_string()), ("hunter2", told));
+        assert!(!format!("{secret:?}").contains("hunter2"));
+        assert!(serde_json::to_string(&secret).is_err());
+        let mut missing = SecretRef::File("/nonexistent/secret".into());
+        missing.hold();
+        assert_eq!(missing, SecretRef::File("/nonexistent/secret".into()), "whoever needs it says so");
     }
 
     #[test]
