@@ -119,8 +119,8 @@ fn checked(at: &Watched<'_>, freshness: Freshness) -> Checked {
     }
 }
 
-/// Judges every host found at the configured destinations, and every host and service in `check.expect`. Cadences and
-/// limits are those that the newest point of each names.
+/// Judges every host and service in `check.expect`, or, if that is empty, those found at the configured destinations.
+/// Cadences and limits are those that the newest point of each names.
 pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
     let now = engine.clock.now();
     let mut done = Vec::new();
@@ -133,12 +133,17 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
                 continue;
             }
         };
-        let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
-        for (host, services) in found.iter().chain(&engine.config.check.expect) {
-            wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
+        let expect = &engine.config.check.expect;
+        let mut wanted: BTreeSet<(&String, &String)> = BTreeSet::new();
+        for (host, services) in found.iter().chain(expect) {
+            wanted.extend(services.iter().map(|s| (host, s)));
         }
-        for (host, service) in &wanted {
+        for (host, service) in wanted {
             let at = Watched { host, service, destination: place.name() };
+            if !expect.is_empty() && !expect.get(host).is_some_and(|services| services.contains(service)) {
+                done.push(checked(&at, Freshness::unexpected(&at)));
+                continue;
+            }
             done.push(match catalogue::read(&place, host, service).await {
                 Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
                 Err(err) => unreadable(&at, &err),

@@ -199,7 +199,7 @@ pub struct Check {
     /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
-    /// Which services must be there, per host, for `check-s3 --all-hosts`.
+    /// Which services must be there, per host, for `check-s3 --all-hosts`; without it, all that are found.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
     /// File that `check-s3` writes for the textfile collector of Prometheus' node_exporter; its name must end in `.prom`.

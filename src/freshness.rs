@@ -126,6 +126,17 @@ impl Freshness {
         Self { state: State::Unknown, lines: vec![line], last_good: None }
     }
 
+    /// What is found of a host or service that nobody expects any more: said, and no alarm, because it was retired.
+    pub fn unexpected(at: &Watched<'_>) -> Self {
+        let (host, service, destination) = (at.host, at.service, at.destination);
+        let line = Line {
+            summary: "is not in check.expect".to_owned(),
+            text: format!("{host} {service} at {destination}: not judged, because it is not in check.expect"),
+            ..Line::of(State::Ok)
+        };
+        Self { state: State::Ok, lines: vec![line], last_good: None }
+    }
+
     /// Adds an alert for each manifest that cannot be read: (name, reason).
     pub fn note_strangers(&mut self, at: &Watched<'_>, damaged: &[(String, String)]) {
         for (name, reason) in damaged {

@@ -11,6 +11,7 @@ use crate::units::{Bytes, Span};
 
 /// The settings of a service's kind.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one per service, and it is never moved in bulk")]
 pub enum SourceConfig {
     /// A PostgreSQL server.
     Postgres(PostgresConfig),
