@@ -220,12 +220,16 @@ pub fn nagios_line(checked: &[Checked]) -> String {
         .map(|c| format!("{} {} at {}: {}", c.host, c.service, c.destination, c.freshness.summary()))
         .collect();
     let checks: usize = checked.iter().map(|c| c.freshness.lines.len()).sum();
-    let text = if bad.is_empty() { format!("{checks} checks, all fresh") } else { bad.join("; ") };
+    let plural = if checks == 1 { "" } else { "s" };
+    let text = if bad.is_empty() { format!("{checks} check{plural}, all fresh") } else { bad.join("; ") };
+    // A label stands for one series: hosts may have services of the same name.
+    let several = checked.iter().any(|c| c.host != checked[0].host);
     let perf: Vec<String> = checked
         .iter()
         .flat_map(|c| {
             c.freshness.lines.iter().filter_map(move |l| {
-                let label = format!("{}_{}_{}", c.service, l.cadence?, c.destination);
+                let host = if several { format!("{}_", c.host) } else { String::new() };
+                let label = format!("{host}{}_{}_{}", c.service, l.cadence?, c.destination);
                 Some(format!(
                     "'{label}'={}s;;{}",
                     l.age_seconds?.max(0),

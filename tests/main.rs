@@ -21,6 +21,7 @@ mod formats;
 mod hostile;
 mod kill;
 mod layers;
+mod list;
 mod mail;
 mod pipeline;
 mod postgres;

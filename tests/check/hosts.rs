@@ -24,7 +24,8 @@ async fn all_hosts_are_found_and_those_that_should_be_there_are_missed() {
         let check = |more: &[&str]| run(&[&["--config", &monitor, "check-s3", "--all-hosts"], more].concat());
 
         let lines = answered(&check(&[]), 0);
-        assert!(lines[0].starts_with("BACKSTAY OK - 4 checks, all fresh | 'files_"), "{lines:#?}");
+        assert!(lines[0].starts_with("BACKSTAY OK - 4 checks, all fresh | 'db1_files_"), "{lines:#?}");
+        assert!(lines[0].contains(" 'web1_blobs_daily_offsite'="), "{lines:#?}");
         assert_eq!(lines.len(), 5);
         assert!(lines[1..].iter().all(|l| l.starts_with("[OK] ")), "{lines:#?}");
 

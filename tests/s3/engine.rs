@@ -49,7 +49,7 @@ impl Deployment {
     }
     /// Against a server that fails as told, which makes at most two more tries.
     fn with(server: &FaultServer, more: &str) -> Self {
-        Self::new(server.endpoint(), BUCKET, (ACCESS, SECRET), ", retries: 2, call_timeout: 2s", more)
+        Self::new(server.endpoint(), BUCKET, (ACCESS, SECRET), ", retries: 2, call_timeout: 60s", more)
     }
     fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
@@ -121,6 +121,19 @@ async fn keys_that_can_only_write_make_backups_and_what_they_cannot_do_is_named(
         rgw::allow(bucket, &["s3:List*", "s3:GetObject", "s3:GetObjectVersion"]).await;
         assert_eq!(d.listed("offsite"), ids);
         ids.iter().for_each(|id| d.restores(id, "offsite"));
+    }
+}
+
+#[test]
+fn where_nothing_can_be_seen_every_run_makes_a_point() {
+    let server = FaultServer::start();
+    let d = Deployment::with(&server, "");
+    server.set_fault(Fault::error("ListObjectsV2", 403, "AccessDenied"));
+    for n in 1..=2 {
+        assert_eq!(d.run(&["backup"]).code, 0);
+        server.clear_faults();
+        assert_eq!(d.listed("offsite").len(), n);
+        server.set_fault(Fault::error("ListObjectsV2", 403, "AccessDenied"));
     }
 }
 
@@ -246,7 +259,11 @@ fn a_store_that_hangs_costs_its_own_copy_which_the_next_run_makes_good() {
         let server = FaultServer::start();
         let d = Deployment::with(&server, LOCAL);
         server.set_fault(Fault::hang(op));
+        // Patience costs time only where nothing will come.
+        let patient = std::fs::read_to_string(&d.config).unwrap();
+        std::fs::write(&d.config, patient.replace("60s", "1s")).unwrap();
         let ran = d.run(&["backup"]);
+        std::fs::write(&d.config, patient).unwrap();
         assert_eq!(ran.code, 10, "{ran:#?}");
         assert!(ran.stdout.contains("\n  local: whole\n  offsite: FAILED: could not "), "{ran:#?}");
         let said = "is incomplete: it is not at offsite\n  caused by: offsite: could not ";
