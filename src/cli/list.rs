@@ -28,7 +28,7 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
             };
             for host in hosts {
                 match catalogue::read(&place, &host, &service).await {
-                    Ok(found) => show(app, &engine, &place, &found, &mut table),
+                    Ok(found) => show(app, &engine, &place, &found, args.host.as_deref(), &mut table),
                     Err(err) => {
                         app.complain(&err);
                         failure = Some(err);
@@ -73,9 +73,10 @@ impl Table {
     }
 }
 
-fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, table: &mut Table) {
+fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, host: Option<&str>, table: &mut Table) {
     let now = engine.clock.now();
-    for point in &found.points {
+    // A service's own directory is not divided by host.
+    for point in found.points.iter().filter(|p| host.is_none_or(|host| p.manifest.host == host)) {
         let m = &point.manifest;
         let state = match m.state {
             _ if !point.is_whole() => "INCOMPLETE",

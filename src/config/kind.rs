@@ -13,7 +13,7 @@ use crate::units::{Bytes, Span};
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceConfig {
     /// A PostgreSQL server.
-    Postgres(PostgresConfig),
+    Postgres(Box<PostgresConfig>),
     /// A directory of files.
     Blobdir(BlobdirConfig),
 }
@@ -22,7 +22,9 @@ impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
         match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => Some(SourceConfig::Postgres(PostgresConfig { run_as: self.user.clone(), ..c.clone() })),
+            (Some(c), None) => {
+                Some(SourceConfig::Postgres(Box::new(PostgresConfig { run_as: self.user.clone(), ..c.clone() })))
+            }
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
