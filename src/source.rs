@@ -289,7 +289,7 @@ pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER];
 /// Turns a service's settings into its source. Does no input or output.
 pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
     match config {
-        SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(c.clone())),
+        SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(*c.clone())),
         SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
     }
 }

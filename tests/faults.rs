@@ -12,19 +12,24 @@ use crate::common::Ran;
 use crate::common::fake::{Fake, HALF_THEN_HOLD, WHOLE, alive, ended, until};
 
 /// A file system of its own, unmounted at the end.
-struct Mount(PathBuf);
+pub(crate) struct Mount(PathBuf);
 
 impl Mount {
     /// `None`, with the reason noted, where mounting is not possible.
-    fn new(at: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn new(at: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at);
-        let out = mount.output().unwrap();
+        Self::attach(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
+    }
+    /// A directory mounted over itself.
+    pub(crate) fn bind(at: &Path) -> Option<Self> {
+        Self::attach(&["--bind", at.to_str().unwrap()], at)
+    }
+    fn attach(args: &[&str], at: &Path) -> Option<Self> {
+        let out = Command::new("mount").args(args).arg(at).output().unwrap();
         if out.status.success() {
             return Some(Self(at.to_owned()));
         }
-        crate::common::skip(&format!("a full disk: cannot mount here: {}", String::from_utf8_lossy(&out.stderr)));
+        crate::common::skip(&format!("mounts: cannot mount here: {}", String::from_utf8_lossy(&out.stderr)));
         None
     }
 }

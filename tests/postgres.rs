@@ -14,6 +14,8 @@ use crate::common::postgres::{Server, server_dir};
 mod connect;
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "postgres/hostile.rs"]
+mod hostile;
 #[path = "postgres/logical.rs"]
 mod logical;
 

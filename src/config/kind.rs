@@ -14,7 +14,7 @@ use crate::units::{Bytes, Span};
 #[allow(clippy::large_enum_variant, reason = "there is one per service, and it is never moved in bulk")]
 pub enum SourceConfig {
     /// A PostgreSQL server.
-    Postgres(PostgresConfig),
+    Postgres(Box<PostgresConfig>),
     /// A directory of files.
     Blobdir(BlobdirConfig),
 }
@@ -23,7 +23,9 @@ impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
         match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => Some(SourceConfig::Postgres(PostgresConfig { run_as: self.user.clone(), ..c.clone() })),
+            (Some(c), None) => {
+                Some(SourceConfig::Postgres(Box::new(PostgresConfig { run_as: self.user.clone(), ..c.clone() })))
+            }
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }

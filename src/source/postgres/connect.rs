@@ -130,6 +130,11 @@ impl Postgres {
             .map_err(|e| Error::new(ErrorKind::Failed, "the server gave an answer that makes no sense").caused_by(e))
     }
 
+    /// The server, for people.
+    pub(super) fn server_name(&self) -> String {
+        self.config.host.as_ref().map_or_else(|| "the local server".into(), |host| format!("the server at {host}"))
+    }
+
     /// Whether the server is this host's, as far as the configuration tells.
     pub(super) fn is_local(&self) -> bool {
         match self.config.host.as_deref() {

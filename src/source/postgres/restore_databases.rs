@@ -65,7 +65,7 @@ impl Postgres {
         }
         notes.push("run ANALYZE: a dump has no statistics".into());
         Ok(Restored {
-            target: self.config.host.clone().unwrap_or_else(|| "the local server".into()),
+            target: self.server_name(),
             counts: ["databases", "tables", "rows"].map(str::to_owned).into_iter().zip(counts).collect(),
             old_data: None,
             notes,

@@ -156,7 +156,7 @@ impl Postgres {
         }
         let tables = lines.iter().filter(|l| l.table.is_some()).count() as u64;
         Ok(Restored {
-            target: self.config.host.clone().unwrap_or_else(|| "the local server".into()),
+            target: self.server_name(),
             counts: [("databases".to_owned(), databases), ("tables".into(), tables), ("rows".into(), rows)].into(),
             old_data: None,
             notes: vec!["run ANALYZE: a dump has no statistics".into()],
