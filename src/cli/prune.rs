@@ -6,6 +6,7 @@ use super::PruneArgs;
 use super::app::App;
 use super::backup::selected;
 use crate::catalogue;
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::Lock;
@@ -32,10 +33,12 @@ async fn one(app: &App, engine: &Engine, service: &str, dry_run: bool) -> Result
         false => Some(Lock::take(&engine.service_dir(service), service, now)?),
     };
     let agent_id = engine.agent_id()?;
-    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id };
     let host = engine.host()?;
+    let places = engine.places(service)?;
+    let proven = records::all(engine, service, &host, &places).await.to_protect();
+    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &proven };
     let mut failures = 0;
-    for place in engine.places(service)? {
+    for place in places {
         let found = match catalogue::read(&place, &host, service).await {
             Ok(found) => found,
             Err(err) => {

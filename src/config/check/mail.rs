@@ -14,6 +14,9 @@ impl Found {
             self.wrong_hint("email", "mail has no sender", hint);
         }
         self.max_age(&check.max_age);
+        if let Some(age) = check.max_drill_age {
+            self.longer_than_nothing("max_drill_age", age);
+        }
         for (host, services) in &check.expect {
             self.at(&["expect", host], |f| {
                 f.name("", "a host", host);
