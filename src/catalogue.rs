@@ -10,7 +10,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use crate::config::Keep;
 use crate::destination::{Destination, Location, ObjectMeta, get_small};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{Layout, parse_id, parse_versioned_folder};
+use crate::layout::{DRILLS, Layout, parse_id, parse_versioned_folder};
 use crate::manifest::{self, Manifest};
 
 /// A manifest longer than this is not one of ours.
@@ -163,6 +163,7 @@ async fn read_folders(place: &Place, root: &str, service: &str, out: &mut Catalo
     for object in place.destination.list(root).await? {
         let rest = object.location.key.strip_prefix(root).unwrap_or_default().to_owned();
         match rest.split_once('/') {
+            Some((DRILLS, _)) => {}
             Some((folder, _)) => folders.entry(folder.to_owned()).or_default().push(object),
             None if is_status_file(&rest) => {}
             None => {

@@ -14,6 +14,7 @@ pub mod check_s3;
 pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod drill;
 pub mod list;
 pub mod man;
 pub mod progress;
@@ -106,6 +107,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Check that a restore point is there, undamaged and readable
     Verify(VerifyArgs),
+    /// Restore into a scratch directory, compare with what was captured, take the time, and record it
+    Drill(DrillArgs),
     /// Declare a suspect restore point good
     Accept(AcceptArgs),
     /// Remove the restore points that retention no longer keeps
@@ -309,6 +312,35 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
     /// File with the private key, as `age-keygen` wrote it, to look into an encrypted point
+    #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
+}
+
+/// `backstay drill`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay drill                               the newest point of every service
+  backstay drill --random                      any kept point; every one is visited in time
+  backstay drill blobdb --stream               compare without storing anything
+  backstay drill postgres postgres_production_daily_2026_11_20_000312
+  backstay drill postgres --host db1 --identity key.txt    on another host, which has the key")]
+pub struct DrillArgs {
+    /// Services, all without it; or one service and the id of a restore point
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// A point chosen at random from all that are kept; what was not drilled for long is likelier
+    #[arg(long)]
+    pub random: bool,
+    /// Read it from this destination; without it from a remote one, or `local` if there is no other
+    #[arg(long, value_name = "DEST")]
+    pub from: Option<String>,
+    /// A point of this host
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Compare while reading, without storing anything, where the store can
+    #[arg(long)]
+    pub stream: bool,
+    /// File with the private key, as `age-keygen` wrote it, for an encrypted point
     #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub identity: Option<PathBuf>,
 }

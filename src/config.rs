@@ -60,6 +60,9 @@ pub struct Config {
     /// How mail leaves.
     #[serde(default)]
     pub mail: Option<Mail>,
+    /// Drills of all services.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// One source with its destinations, cadences and retention.
@@ -105,6 +108,31 @@ pub struct Service {
     /// Greatest age per cadence; overrides `check.max_age`.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
+    /// The longest restore that is accepted, such as `2h`: a drill that takes longer warns.
+    #[serde(default)]
+    pub rto: Option<Span>,
+    /// Put `RESTORE.md` and a script into each restore point: how to restore it without Backstay. Never encrypted.
+    #[serde(default = "default_kit")]
+    pub kit: bool,
+    /// Drills of this service; overrides the top-level `drill`, key by key.
+    #[serde(default)]
+    pub drill: Drill,
+}
+
+/// Drills: restores into a scratch directory, compared with what was captured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// Directory on a disk with room for a restored copy; default: `scratch` below `state_dir`.
+    #[serde(default)]
+    pub scratch_dir: Option<PathBuf>,
+    /// Private age key for drills of encrypted points: `{credential: NAME}`, `{file: PATH}` or `{env: NAME}`. The host
+    /// that makes the backups should not have it.
+    #[serde(default)]
+    pub identity: Option<secret::SecretRef>,
+    /// How long records of drills are kept; the newest ones stay in any case. Default: 400d.
+    #[serde(default)]
+    pub keep: Option<Span>,
 }
 
 /// A destination as a service uses it.
@@ -199,6 +227,9 @@ pub struct Check {
     /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
+    /// Greatest age of the last drill that went well, such as `8d`; without it a missing drill does not alarm.
+    #[serde(default)]
+    pub max_drill_age: Option<Span>,
     /// Which services must be there, per host, for `check-s3 --all-hosts`; without it, all that are found.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
@@ -241,6 +272,9 @@ fn default_timeout() -> Span {
 }
 fn default_stall_timeout() -> Span {
     Span::from_secs(300)
+}
+fn default_kit() -> bool {
+    true
 }
 fn default_shrink() -> u8 {
     50
@@ -297,6 +331,15 @@ impl Config {
         let keys = self.destinations.values_mut().filter_map(|d| d.s3.as_mut()?.credentials.as_mut());
         let mail = self.mail.iter_mut().filter_map(|m| m.password.as_mut());
         keys.chain(mail).for_each(secret::SecretRef::hold);
+    }
+    /// The settings of a service's drills: its own, else the top-level ones.
+    pub fn drill(&self, service: &Service) -> Drill {
+        let (own, all) = (service.drill.clone(), self.drill.clone());
+        Drill {
+            scratch_dir: own.scratch_dir.or(all.scratch_dir),
+            identity: own.identity.or(all.identity),
+            keep: own.keep.or(all.keep),
+        }
     }
     /// The name of this host: `host`, or the short host name in lower case, with `-` for what a name cannot hold.
     pub fn host_name(&self) -> Result<String> {

@@ -223,6 +223,7 @@ pub fn facts(catalogue: &Catalogue) -> Vec<PointFacts> {
             agent_id: m.agent.id.clone(),
             foreign: false,
             base: m.base.clone(),
+            proven: false,
         }
     });
     facts.collect()

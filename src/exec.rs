@@ -215,6 +215,12 @@ impl Running {
     pub fn stdin(&mut self) -> Option<tokio::process::ChildStdin> {
         self.child.stdin.take()
     }
+    /// Sends it a signal, and only it: a server tells its own children.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.group.0 {
+            let _ = nix::sys::signal::kill(pid, signal);
+        }
+    }
     /// Waits for its end, then ends what is left of its group.
     pub async fn wait(&mut self) -> Result<Ended> {
         let status = self.child.wait().await.map_err(|e| Error::io(e, format!("could not wait for {}", self.name)))?;

@@ -150,6 +150,12 @@ impl Freshness {
         }
     }
 
+    /// Adds a statement that is not about a cadence, such as on drills.
+    pub fn add(&mut self, line: Line) {
+        self.state = self.state.max(line.state);
+        self.lines.push(line);
+    }
+
     /// The short form of the worst line: what a subject says.
     pub fn summary(&self) -> &str {
         self.lines.iter().find(|l| l.state == self.state).map_or("", |l| &l.summary)
@@ -185,7 +191,8 @@ pub fn judge(
 }
 
 impl Line {
-    fn of(state: State) -> Self {
+    /// One without any text.
+    pub fn of(state: State) -> Self {
         Self {
             state,
             cadence: None,

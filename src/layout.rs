@@ -29,6 +29,9 @@ pub enum Layout {
     },
 }
 
+/// The folder of the records of drills.
+pub const DRILLS: &str = "drills";
+
 fn join(prefix: &str, rest: &str) -> String {
     if prefix.is_empty() { rest.to_owned() } else { format!("{prefix}/{rest}") }
 }
@@ -60,6 +63,22 @@ impl Layout {
                 .chain(&Cadence::CALENDAR)
                 .map(|c| join(prefix, &format!("{service}_{c}_{host}/")))
                 .collect(),
+        }
+    }
+    /// The prefix, ending in a slash, of the records of drills; `Local` has none: they are in the agent's state.
+    pub fn drills(&self, host: &str, service: &str) -> Option<String> {
+        match self {
+            Self::Local => None,
+            Self::Timestamped { prefix } => Some(join(prefix, &format!("{host}/{service}/{DRILLS}/"))),
+            Self::Versioned { prefix } => Some(join(prefix, &format!("{service}_{DRILLS}_{host}/"))),
+        }
+    }
+    /// The key of the text that says what lies there of a host.
+    pub fn readme(&self, host: &str) -> String {
+        match self {
+            Self::Local => "README".to_owned(),
+            Self::Timestamped { prefix } => join(prefix, &format!("{host}/README")),
+            Self::Versioned { prefix } => join(prefix, &format!("README_{host}")),
         }
     }
     /// The prefix below which hosts are found (`Local` has none).

@@ -92,6 +92,7 @@ async fn dispatch(app: &App, command: &Command) -> Result<()> {
         Command::CheckS3(args) => cli::check_s3::run(app, args).await,
         Command::Restore(args) => cli::restore::run(app, args).await,
         Command::Verify(args) => cli::verify::run(app, args).await,
+        Command::Drill(args) => cli::drill::run(app, args).await,
         Command::Accept(args) => cli::accept::run(app, args).await,
         Command::Prune(args) => cli::prune::run(app, args).await,
         Command::Config(args) => cli::config::run(app, args).await,

@@ -135,6 +135,7 @@ mod tests {
             agent_id: "own".to_owned(),
             foreign: false,
             base: None,
+            proven: false,
         };
         let utc_calendar = calendar("UTC", WeekStart::Sunday);
         let due = |p: PointFacts| due(&utc_calendar, [Cadence::Daily, Cadence::Monthly], &[p], now);

@@ -21,6 +21,8 @@ pub struct Policy<'a> {
     pub now: DateTime<Utc>,
     /// Whose points may be removed.
     pub agent_id: &'a str,
+    /// Points that drills have proven, of which the newest stays: see [`crate::proof::Proofs::to_protect`].
+    pub proven: &'a [String],
 }
 
 /// What was decided and done.
@@ -46,7 +48,9 @@ impl Pruned {
 
 /// Decides only.
 pub fn decide(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) -> Vec<Decision> {
-    retention::decide(&facts(catalogue), &place.keep, &policy.calendar, policy.now, policy.agent_id)
+    let mut facts = facts(catalogue);
+    facts.iter_mut().for_each(|f| f.proven = policy.proven.contains(&f.id));
+    retention::decide(&facts, &place.keep, &policy.calendar, policy.now, policy.agent_id)
 }
 
 /// Decides and removes.

@@ -106,7 +106,7 @@ fn wanted_host(engine: &Engine, wanted: &Selection) -> Result<String> {
     wanted.host.clone().map_or_else(|| engine.host(), Ok)
 }
 
-async fn nothing(engine: &Engine, service: &str, wanted: &Selection, found: &[Chosen]) -> Error {
+pub(crate) async fn nothing(engine: &Engine, service: &str, wanted: &Selection, found: &[Chosen]) -> Error {
     let host = wanted_host(engine, wanted).unwrap_or_default();
     let what = match (&wanted.id, wanted.at) {
         (Some(id), _) => format!("service {service:?} of host {host:?} has no restore point {id:?}"),

@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use crate::catalogue::{Catalogue, OWNER_NAME, Place};
 use crate::config::Service;
 use crate::destination::{self, PutMode};
+use crate::drill::records;
 use crate::engine::{Engine, facts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::Lock;
@@ -341,7 +342,9 @@ impl Run<'_> {
     async fn tidy(&self, report: &mut RunReport) {
         let fresh = self.engine.catalogues(&self.places, &self.host, self.name).await;
         let Ok(calendar) = self.engine.calendar() else { return };
-        let policy = prune::Policy { calendar, now: self.engine.clock.now(), agent_id: &self.agent_id };
+        let proven = records::all(self.engine, self.name, &self.host, &self.places).await.to_protect();
+        let now = self.engine.clock.now();
+        let policy = prune::Policy { calendar, now, agent_id: &self.agent_id, proven: &proven };
         for (at, place) in self.places.iter().enumerate() {
             if self.engine.cancel.is_cancelled() {
                 return;

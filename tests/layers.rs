@@ -30,11 +30,13 @@ const LAYERS: &[(&str, u8)] = &[
     ("freshness", 3),
     ("layout", 3),
     ("plan", 3),
+    ("proof", 3),
     ("retention", 3),
     // What brings it together.
     ("catalogue", 4),
     ("check", 4),
     ("demo", 4),
+    ("drill", 4),
     ("engine", 4),
     ("legacy", 4),
     ("lock", 4),

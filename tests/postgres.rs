@@ -12,6 +12,8 @@ use crate::common::postgres::{Server, server_dir};
 
 #[path = "postgres/connect.rs"]
 mod connect;
+#[path = "postgres/drill.rs"]
+mod drill;
 #[path = "postgres/faults.rs"]
 mod faults;
 #[path = "postgres/hostile.rs"]

@@ -46,6 +46,7 @@ impl Host {
             agent_id: "own".to_owned(),
             foreign: false,
             base: None,
+            proven: false,
         });
         let decisions = decide(&self.points, &self.keep, &self.calendar, now, "own");
         let gone: BTreeSet<&str> =

@@ -9,9 +9,11 @@ use super::ListArgs;
 use super::app::App;
 use super::backup::selected;
 use crate::catalogue::{self, Catalogue, Place, Point};
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::manifest::State;
+use crate::proof::{Outcome, Proofs, Record};
 use crate::units::{Bytes, human_age};
 
 /// Lists restore points.
@@ -30,10 +32,15 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
                 }
             }
         }
-        for (_, place, catalogue) in &found {
-            emit(app, &engine, place, catalogue);
+        let places: Vec<Place> = found.iter().map(|(_, place, _)| place.clone()).collect();
+        let mut proofs = BTreeMap::new();
+        for (host, place, catalogue) in &found {
+            if !proofs.contains_key(host) {
+                proofs.insert(host.clone(), records::all(&engine, &service, host, &places).await);
+            }
+            emit(app, &engine, place, catalogue, &proofs[host]);
         }
-        groups.extend(Group::of(&service, &found, engine.clock.now()));
+        groups.extend(Group::of(&service, &found, &proofs, engine.clock.now()));
     }
     if groups.is_empty() && failure.is_none() {
         app.say("no restore points");
@@ -77,20 +84,27 @@ struct Row {
     id: String,
     age: String,
     stored: String,
+    drilled: String,
     /// Places with the state there.
     at: Vec<(String, (&'static str, String))>,
 }
 
 impl Group {
     /// One for each host, in the order of their names.
-    fn of(service: &str, found: &[(String, Place, Catalogue)], now: DateTime<Utc>) -> Vec<Self> {
+    fn of(
+        service: &str,
+        found: &[(String, Place, Catalogue)],
+        proofs: &BTreeMap<String, Proofs>,
+        now: DateTime<Utc>,
+    ) -> Vec<Self> {
         let mut groups: BTreeMap<&str, Self> = BTreeMap::new();
         let new = |host| Self { title: format!("{service} on {host}"), rows: Vec::new(), remarks: Vec::new() };
         for (host, place, catalogue) in found {
             // A service's own directory may also hold points of a host that had another name.
             for point in &catalogue.points {
+                let record = proofs.get(host).and_then(|p| p.of(&point.manifest.id));
                 let host = &point.manifest.host;
-                groups.entry(host).or_insert_with(|| new(host)).add(place, point, now);
+                groups.entry(host).or_insert_with(|| new(host)).add(place, point, record, now);
             }
             let group = groups.entry(host).or_insert_with(|| new(host));
             for stranger in &catalogue.strangers {
@@ -106,7 +120,7 @@ impl Group {
         groups
     }
 
-    fn add(&mut self, place: &Place, point: &Point, now: DateTime<Utc>) {
+    fn add(&mut self, place: &Place, point: &Point, record: Option<&Record>, now: DateTime<Utc>) {
         let m = &point.manifest;
         let at = (place.name().to_owned(), state_for_people(point));
         if let Some(row) = self.rows.iter_mut().find(|r| r.id == m.id) {
@@ -119,13 +133,14 @@ impl Group {
             id: m.id.clone(),
             age: if age < 0 { format!("in {}", human_age(-age)) } else { human_age(age) },
             stored: Bytes(m.stored_bytes()).to_string(),
+            drilled: record.map_or_else(|| "-".to_owned(), |r| drill_text(r, now)),
             at: vec![at],
         });
     }
 }
 
 impl Row {
-    fn cells(&self) -> [String; 5] {
+    fn cells(&self) -> [String; 6] {
         let places: Vec<&str> = self.at.iter().map(|(place, _)| place.as_str()).collect();
         let same = self.at.iter().all(|(_, state)| *state == self.at[0].1);
         let states = if same { &self.at[..1] } else { &self.at[..] };
@@ -134,7 +149,8 @@ impl Row {
             if why.is_empty() { format!("{word}{at}") } else { format!("{word}{at}: {why}") }
         });
         let states: Vec<String> = states.collect();
-        [format!("  {}", self.id), self.age.clone(), self.stored.clone(), places.join(", "), states.join("; ")]
+        let drilled = self.drilled.clone();
+        [format!("  {}", self.id), self.age.clone(), self.stored.clone(), places.join(", "), drilled, states.join("; ")]
     }
 }
 
@@ -151,9 +167,9 @@ fn state_for_people(point: &Point) -> (&'static str, String) {
 
 /// A block for each group, newest point first, all of them with the same columns.
 fn print(app: &App, groups: &[Group]) {
-    let header = |g: &Group| [&g.title, "AGE", "STORED", "AT", "STATE"].map(str::to_owned);
+    let header = |g: &Group| [&g.title, "AGE", "STORED", "AT", "DRILLED", "STATE"].map(str::to_owned);
     let all = || groups.iter().flat_map(|g| std::iter::once(header(g)).chain(g.rows.iter().map(Row::cells)));
-    let widths: Vec<usize> = (0..5).map(|i| all().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..6).map(|i| all().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
     for (n, group) in groups.iter().enumerate() {
         if n > 0 {
             app.say("");
@@ -171,7 +187,7 @@ fn print(app: &App, groups: &[Group]) {
 }
 
 /// A line for each point at each place, oldest first, for programs.
-fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue) {
+fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &Proofs) {
     let now = engine.clock.now();
     for point in &found.points {
         let m = &point.manifest;
@@ -180,6 +196,10 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue) {
             State::Complete => "complete",
             State::Suspect => "suspect",
         };
+        let drill = proofs.of(&m.id).map(|r| {
+            json!({"result": r.result, "finished": r.finished, "destination": r.destination,
+                "age_seconds": (now - r.finished).num_seconds(), "total_seconds": r.total_seconds})
+        });
         app.emit(&json!({
             "message_type": "restore_point", "id": m.id, "service": m.service, "host": m.host, "destination": place.name(),
             "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started,
@@ -187,7 +207,7 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue) {
             "stored_bytes": m.stored_bytes(), "state": state, "suspect_reasons": m.suspect_reasons,
             "missing": point.missing.iter().map(|m| &m.name).collect::<Vec<_>>(),
             "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
-            "agent_id": m.agent.id, "warnings": m.warnings,
+            "agent_id": m.agent.id, "warnings": m.warnings, "drill": drill,
         }));
     }
     for stranger in &found.strangers {
@@ -197,5 +217,14 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue) {
         app.emit(
             &json!({"message_type": "orphan", "destination": place.name(), "name": orphan.name, "begun": orphan.begun}),
         );
+    }
+}
+
+fn drill_text(record: &Record, now: DateTime<Utc>) -> String {
+    let age = human_age((now - record.finished).num_seconds());
+    match record.result {
+        Outcome::Proven => format!("proven {age} ago"),
+        Outcome::Damaged => format!("DAMAGED {age} ago"),
+        Outcome::Failed => format!("failed {age} ago"),
     }
 }

@@ -6,6 +6,7 @@ use super::PruneArgs;
 use super::app::App;
 use super::backup::selected;
 use crate::catalogue;
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::Lock;
@@ -39,7 +40,7 @@ async fn named(app: &App, engine: &Engine, args: &PruneArgs, id: &str) -> Result
     let now = engine.clock.now();
     let _lock = Lock::take(&engine.service_dir(service), service, now)?;
     let agent_id = engine.agent_id()?;
-    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id };
+    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &[] };
     let mut failures = Vec::new();
     let mut removed = 0;
     for place in engine.places_from(service, args.from.as_deref())? {
@@ -86,10 +87,12 @@ async fn one(app: &App, engine: &Engine, service: &str, args: &PruneArgs) -> Res
         false => Some(Lock::take(&engine.service_dir(service), service, now)?),
     };
     let agent_id = engine.agent_id()?;
-    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id };
     let host = engine.host()?;
+    let places = engine.places_from(service, args.from.as_deref())?;
+    let proven = records::all(engine, service, &host, &places).await.to_protect();
+    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &proven };
     let mut failures = 0;
-    for place in engine.places_from(service, args.from.as_deref())? {
+    for place in places {
         let found = match catalogue::read(&place, &host, service).await {
             Ok(found) => found,
             Err(err) => {

@@ -6,12 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::SecretRef;
-use super::{Service, mib};
+use super::{Config, Service, mib};
 use crate::units::{Bytes, Span};
 
 /// The settings of a service's kind.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "there is one per service, and it is never moved in bulk")]
 pub enum SourceConfig {
     /// A PostgreSQL server.
     Postgres(Box<PostgresConfig>),
@@ -29,6 +28,25 @@ impl Service {
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
+    }
+}
+
+impl Config {
+    /// Directories with data or restore points, by the key that names them.
+    pub fn data_dirs(&self) -> Vec<(String, PathBuf)> {
+        let mut dirs = Vec::new();
+        for (name, service) in &self.services {
+            let blobs = service.blobdir.as_ref().map(|c| ("blobdir.path", c.path.clone()));
+            let postgres = service.postgres.as_ref().and_then(|c| Some(("postgres.data_dir", c.data_dir.clone()?)));
+            let points = service.backup_dir.clone().map(|dir| ("backup_dir", dir));
+            let all = [blobs, postgres, points].into_iter().flatten();
+            dirs.extend(all.map(|(key, dir)| (format!("services.{name}.{key}"), dir)));
+        }
+        let local = |(name, d): (&String, &DestinationConfig)| {
+            Some((format!("destinations.{name}.local.path"), d.local.as_ref()?.path.clone()))
+        };
+        dirs.extend(self.destinations.iter().filter_map(local));
+        dirs
     }
 }
 

@@ -170,10 +170,12 @@ fn merge(parts: &[Part]) -> (Config, Vec<Problem>) {
         check: Check {
             email: merge.once(&["check", "email"], |c| &c.check.email),
             max_age: merge.once(&["check", "max_age"], |c| &c.check.max_age),
+            max_drill_age: merge.once(&["check", "max_drill_age"], |c| &c.check.max_drill_age),
             expect: merge.joined(&["check", "expect"], |c| &c.check.expect),
             metrics_file: merge.once(&["check", "metrics_file"], |c| &c.check.metrics_file),
         },
         mail: merge.once(&["mail"], |c| &c.mail),
+        drill: merge.once(&["drill"], |c| &c.drill),
     };
     (config, merge.problems)
 }

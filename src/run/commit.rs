@@ -81,7 +81,7 @@ fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, capture
         state: if captured.suspect.is_empty() { State::Complete } else { State::Suspect },
         suspect_reasons: captured.suspect,
         accepted: None,
-        limits: Limits { max_age_seconds, max_drill_age_seconds: None },
+        limits: Limits { max_age_seconds, max_drill_age_seconds: config.check.max_drill_age.map(|s| s.as_secs()) },
         artefacts: Vec::new(),
         sums: None,
         external: Vec::new(),

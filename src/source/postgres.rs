@@ -46,10 +46,12 @@ mod inventory;
 mod place;
 mod plain;
 mod properties;
+mod relations;
 mod restore_databases;
 mod restore_dump;
 mod restore_plain;
 mod rows;
+mod scratch;
 mod server;
 mod staged;
 mod start;
@@ -63,12 +65,14 @@ pub const DRIVER: Driver = Driver { kind: "postgres", summary: "a PostgreSQL ser
 #[derive(Debug)]
 pub struct Postgres {
     config: PostgresConfig,
+    /// Working directory of the client programs of a drill, and with it the directory of its server's socket.
+    inside: Option<PathBuf>,
 }
 
 impl Postgres {
     /// A source with these settings; does nothing yet.
     pub fn new(config: PostgresConfig) -> Self {
-        Self { config }
+        Self { config, inside: None }
     }
 }
 

@@ -20,7 +20,7 @@ const CONNECT_SECONDS: &str = "20";
 const QUERY_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Directories of the installed versions below Debian's root, newest first.
-fn debian_bins() -> Vec<(u32, PathBuf)> {
+pub(super) fn debian_bins() -> Vec<(u32, PathBuf)> {
     let entries = std::fs::read_dir(DEBIAN_ROOT).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
         .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin"))))
@@ -92,6 +92,9 @@ impl Postgres {
         if let Some(file) = &self.config.passfile {
             check_passfile(file)?;
             program = program.env("PGPASSFILE", file);
+        }
+        if let Some(dir) = &self.inside {
+            program = super::scratch::confine(program, dir);
         }
         Ok(program)
     }

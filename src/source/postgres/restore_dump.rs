@@ -1,5 +1,6 @@
 //! Restores a dump of a whole cluster through `psql`.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -144,10 +145,25 @@ impl Postgres {
             return Err(Error::new(ErrorKind::Refused, format!("the cluster is not empty: {some}"))
                 .hint("a dump goes only into an empty cluster: make one with initdb or pg_createcluster, and name it in the configuration."));
         }
-        let lines = inventory::load(point).await?;
+        self.apply_dump(cx, point).await?;
+        Ok(Restored {
+            target: self.server_name(),
+            counts: self.compare_dump(cx, point).await?,
+            old_data: None,
+            notes: vec!["run ANALYZE: a dump has no statistics".into()],
+        })
+    }
+
+    /// Runs the SQL of a dump.
+    pub(super) async fn apply_dump(&self, cx: &Context, point: &PointReader) -> Result<()> {
         let reader = point.open(super::find(point, "all.sql")?).await?;
         let ended = feed(cx, self.script(cx, &self.config.database).await?, reader).await?;
-        judge_psql(&ended, is_known_role)?;
+        judge_psql(&ended, is_known_role)
+    }
+
+    /// Counts the rows of every table of a dump that was run, and compares them with the captured ones.
+    pub(super) async fn compare_dump(&self, cx: &Context, point: &PointReader) -> Result<BTreeMap<String, u64>> {
+        let lines = inventory::load(point).await?;
         let (mut rows, mut databases) = (0, 0);
         for database in lines.iter().filter(|l| l.table.is_none()) {
             let tables: Vec<&Line> = lines.iter().filter(|l| l.database == database.database).collect();
@@ -155,12 +171,7 @@ impl Postgres {
             databases += 1;
         }
         let tables = lines.iter().filter(|l| l.table.is_some()).count() as u64;
-        Ok(Restored {
-            target: self.server_name(),
-            counts: [("databases".to_owned(), databases), ("tables".into(), tables), ("rows".into(), rows)].into(),
-            old_data: None,
-            notes: vec!["run ANALYZE: a dump has no statistics".into()],
-        })
+        Ok([("databases".to_owned(), databases), ("tables".into(), tables), ("rows".into(), rows)].into())
     }
 }
 
