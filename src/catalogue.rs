@@ -207,7 +207,7 @@ async fn read_folders(place: &Place, root: &str, service: &str, out: &mut Catalo
 }
 
 fn is_status_file(name: &str) -> bool {
-    name == crate::check::STATUS_FILE || name == "README" || name.starts_with('.')
+    name == crate::layout::STATUS_FILE || name == "README" || name.starts_with('.')
 }
 
 fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[ObjectMeta]) -> Point {

@@ -1,5 +1,7 @@
 //! Freshness of a deployment, judged from destinations alone, and the status file that tells it.
 
+pub mod metrics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,10 +15,8 @@ use crate::config::default_max_age;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
+use crate::layout::STATUS_FILE;
 use crate::units::{Cadence, Span};
-
-/// Name of the status file in a `backup_dir`.
-pub const STATUS_FILE: &str = "s3_backup_status.txt";
 
 /// One judgement.
 #[derive(Debug, Clone)]
@@ -119,8 +119,8 @@ fn checked(at: &Watched<'_>, freshness: Freshness) -> Checked {
     }
 }
 
-/// Judges every host found at the configured destinations, and every host and service in `check.expect`. Cadences and
-/// limits are those that the newest point of each names.
+/// Judges every host and service in `check.expect`, or, if that is empty, those found at the configured destinations.
+/// Cadences and limits are those that the newest point of each names.
 pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
     let now = engine.clock.now();
     let mut done = Vec::new();
@@ -133,12 +133,17 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
                 continue;
             }
         };
-        let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
-        for (host, services) in found.iter().chain(&engine.config.check.expect) {
-            wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
+        let expect = &engine.config.check.expect;
+        let mut wanted: BTreeSet<(&String, &String)> = BTreeSet::new();
+        for (host, services) in found.iter().chain(expect) {
+            wanted.extend(services.iter().map(|s| (host, s)));
         }
-        for (host, service) in &wanted {
+        for (host, service) in wanted {
             let at = Watched { host, service, destination: place.name() };
+            if !expect.is_empty() && !expect.get(host).is_some_and(|services| services.contains(service)) {
+                done.push(checked(&at, Freshness::unexpected(&at)));
+                continue;
+            }
             done.push(match catalogue::read(&place, host, service).await {
                 Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
                 Err(err) => unreadable(&at, &err),
@@ -214,8 +219,9 @@ pub fn nagios_line(checked: &[Checked]) -> String {
         .filter(|c| c.freshness.state != State::Ok)
         .map(|c| format!("{} {} at {}: {}", c.host, c.service, c.destination, c.freshness.summary()))
         .collect();
-    let plural = if checked.len() == 1 { "" } else { "s" };
-    let text = if bad.is_empty() { format!("{} check{plural}, all fresh", checked.len()) } else { bad.join("; ") };
+    let checks: usize = checked.iter().map(|c| c.freshness.lines.len()).sum();
+    let plural = if checks == 1 { "" } else { "s" };
+    let text = if bad.is_empty() { format!("{checks} check{plural}, all fresh") } else { bad.join("; ") };
     // A label stands for one series: hosts may have services of the same name.
     let several = checked.iter().any(|c| c.host != checked[0].host);
     let perf: Vec<String> = checked

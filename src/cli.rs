@@ -210,7 +210,7 @@ pub struct ListArgs {
 #[command(after_help = "Examples:
   backstay check-s3                  this host's services; exit code 0, 1, 2 or 3 as Nagios knows them
   backstay check-s3 postgres
-  backstay check-s3 --all-hosts      every host in the buckets, and what `check.expect` names")]
+  backstay check-s3 --all-hosts      every host in the buckets, or those of `check.expect`")]
 pub struct CheckS3Args {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]
@@ -327,11 +327,19 @@ pub struct AcceptArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backstay prune --dry-run       what would be removed, what is kept, and why
-  backstay prune postgres")]
+  backstay prune postgres
+  backstay prune postgres --point postgres_production_manual_2026_11_20_101500
+                                 this one only, such as a manual point that is no longer wanted")]
 pub struct PruneArgs {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]
     pub services: Vec<String>,
+    /// Remove this restore point and no other, whatever retention says; never the last complete one
+    #[arg(long, value_name = "ID")]
+    pub point: Option<String>,
+    /// Only at this destination; `local` is the service's own directory
+    #[arg(long, value_name = "DEST")]
+    pub from: Option<String>,
     /// Say what would be removed and why, and remove nothing
     #[arg(long)]
     pub dry_run: bool,

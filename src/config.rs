@@ -112,7 +112,7 @@ pub struct Service {
 pub struct UsedDestination {
     /// Name under `destinations`.
     pub name: String,
-    /// Overrides the service's `keep` there.
+    /// Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -199,9 +199,12 @@ pub struct Check {
     /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
-    /// Which services must be there, per host, for `check-s3 --all-hosts`.
+    /// Which services must be there, per host, for `check-s3 --all-hosts`; without it, all that are found.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
+    /// File that `check-s3` writes for the textfile collector of Prometheus' node_exporter; its name must end in `.prom`.
+    #[serde(default)]
+    pub metrics_file: Option<PathBuf>,
 }
 
 /// How mail leaves.
@@ -289,6 +292,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Reads all secrets now, so that they can stay closed to the user that this process becomes.
+    pub fn hold_secrets(&mut self) {
+        let keys = self.destinations.values_mut().filter_map(|d| d.s3.as_mut()?.credentials.as_mut());
+        let mail = self.mail.iter_mut().filter_map(|m| m.password.as_mut());
+        keys.chain(mail).for_each(secret::SecretRef::hold);
+    }
     /// The name of this host: `host`, or the short host name in lower case, with `-` for what a name cannot hold.
     pub fn host_name(&self) -> Result<String> {
         if let Some(host) = &self.host {
@@ -349,7 +358,7 @@ impl JsonSchema for UsedDestination {
                     "type": "object",
                     "properties": {
                         "name": {"type": "string", "description": "Name under `destinations`."},
-                        "keep": {"description": "Overrides the service's `keep` there.", "anyOf": [keep, {"type": "null"}]},
+                        "keep": {"description": "Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.", "anyOf": [keep, {"type": "null"}]},
                     },
                     "required": ["name"],
                     "additionalProperties": false,

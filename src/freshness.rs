@@ -126,6 +126,17 @@ impl Freshness {
         Self { state: State::Unknown, lines: vec![line], last_good: None }
     }
 
+    /// What is found of a host or service that nobody expects any more: said, and no alarm, because it was retired.
+    pub fn unexpected(at: &Watched<'_>) -> Self {
+        let (host, service, destination) = (at.host, at.service, at.destination);
+        let line = Line {
+            summary: "is not in check.expect".to_owned(),
+            text: format!("{host} {service} at {destination}: not judged, because it is not in check.expect"),
+            ..Line::of(State::Ok)
+        };
+        Self { state: State::Ok, lines: vec![line], last_good: None }
+    }
+
     /// Adds an alert for each manifest that cannot be read: (name, reason).
     pub fn note_strangers(&mut self, at: &Watched<'_>, damaged: &[(String, String)]) {
         for (name, reason) in damaged {
@@ -258,10 +269,12 @@ impl<'a> Seen<'a> {
             summary: format!("has a {cadence} restore point from the future"),
             advice: Some(format!(
                 "{} starts {} from now: compare the clocks of {} and of this host; a point that was taken with a \
-                 wrong clock has to be removed by hand once a newer good one exists.",
+                 wrong clock can be removed: backstay prune {} --point {}.",
                 ahead.id,
                 human_age(in_seconds),
-                self.at.host
+                self.at.host,
+                self.at.service,
+                ahead.id
             )),
             ..Line::of(State::Unknown)
         }

@@ -9,6 +9,9 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use crate::destination::PutMode;
 use crate::units::{Cadence, is_name};
 
+/// Name of the status file in a `backup_dir`.
+pub const STATUS_FILE: &str = "s3_backup_status.txt";
+
 /// How keys are made at one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {

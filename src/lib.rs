@@ -1,6 +1,7 @@
 //! Backstay: a backup agent that proves its restore points. See `docs/` for users and `src/*.rs` headers for the why.
 
 pub mod artefact;
+pub mod calendar;
 pub mod catalogue;
 pub mod check;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod error;
 pub mod exec;
 pub mod freshness;
 pub mod layout;
+pub mod legacy;
 pub mod lock;
 pub mod manifest;
 pub mod monitor;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use backstay::cli::app::{App, Held, Output, Status};
+use backstay::cli::app::{App, Output, Status};
+use backstay::cli::progress::Held;
 use backstay::cli::{self, Cli, Command, Global};
 use backstay::error::{Error, ErrorKind, Result};
 use backstay::units::Clock;
@@ -57,10 +58,13 @@ fn app(global: &Global) -> App {
     }
 }
 
-/// Becomes the user that was asked for, after the configuration has been read: that user may not be able to.
+/// Becomes the user that was asked for, after the configuration and its secrets have been read: that user may not be
+/// able to.
 fn change_user(app: &mut App, global: &Global) -> Result<()> {
     if let Some(user) = &global.r#become {
-        app.preloaded = Some(Arc::new(app.config()?));
+        let mut config = app.config()?;
+        config.hold_secrets();
+        app.preloaded = Some(Arc::new(config));
         backstay::privilege::become_user(user)?;
     }
     Ok(())

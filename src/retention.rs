@@ -20,9 +20,9 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::calendar::{Calendar, Period};
 use crate::config::Keep;
 use crate::manifest::State;
-use crate::plan::{Calendar, Period};
 use crate::units::Cadence;
 
 /// A point that started later than this after now is from the future.

@@ -119,8 +119,8 @@ fn a_point_from_the_future_is_unknown() {
         freshness.lines[1].to_string(),
         "[UNKNOWN] postgres has a daily restore point from the future at offsite; newest complete: 60 min old, \
          1.5 GiB, postgres_weekly_2026_11_20_110000, limit 50h\n    postgres_daily_2026_11_22_120000 starts 2 d 0 h \
-         from now: compare the clocks of db1 and of this host; a point that was taken with a wrong clock has to be \
-         removed by hand once a newer good one exists."
+         from now: compare the clocks of db1 and of this host; a point that was taken with a wrong clock can be \
+         removed: backstay prune postgres --point postgres_daily_2026_11_22_120000."
     );
     assert_eq!(freshness.last_good.unwrap().id, "postgres_weekly_2026_11_20_110000");
     let mut near = point(Cadence::Weekly, 0);

@@ -128,7 +128,7 @@ async fn fresh_points_are_ok_for_nagios_for_people_and_for_programs() {
     let lines = answered(&d.run(&["check-s3"]), 0);
     let [first, rest @ ..] = lines.as_slice() else { panic!("{lines:?}") };
     let (text, perf) = first.split_once(" | ").unwrap();
-    assert_eq!(text, "BACKSTAY OK - 1 check, all fresh");
+    assert_eq!(text, "BACKSTAY OK - 2 checks, all fresh");
     // An age of less than two minutes, no warning, the limit.
     let perf: Vec<(String, u64, &str)> = perf
         .split(' ')
@@ -353,7 +353,7 @@ async fn a_status_file_that_cannot_be_written_is_a_warning() {
     std::fs::rename(d.path("local"), d.path("moved")).unwrap();
     let ran = d.run(&["check-s3"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.stdout.starts_with("BACKSTAY OK - 1 check, all fresh | "), "{ran:#?}");
+    assert!(ran.stdout.starts_with("BACKSTAY OK - 2 checks, all fresh | "), "{ran:#?}");
     assert!(ran.stderr.starts_with(&format!("error: could not write {}/", d.path("local").display())), "{ran:#?}");
     assert!(ran.stderr.contains("\nhint: run as the service's user or as root, and see that `backup_dir` exists."));
 }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::postgres::{BIN, Server, server_dir};
+use crate::common::postgres::{Server, bin, server_dir};
 use crate::common::{run, write};
 
 /// The shell block that stands below a heading.
@@ -35,7 +35,7 @@ impl Shell<'_> {
             _ => Command::new("bash"),
         };
         command.args(["-euo", "pipefail", "-c", script]).current_dir(self.folder);
-        command.env("PATH", format!("{BIN}:{}", std::env::var("PATH").unwrap()));
+        command.env("PATH", format!("{}:{}", bin(), std::env::var("PATH").unwrap()));
         if let Some(server) = self.server {
             command.env("PGHOST", server.dir.path()).env("PGUSER", "postgres").env("PGPORT", "5432");
         }
@@ -150,9 +150,10 @@ fn filled() -> (Server, String) {
     let mut text = format!("state_dir: {}/state\nservices:\n", dir.display());
     for method in ["plain", "dump", "databases"] {
         text.push_str(&format!(
-            "  {method}:\n    postgres: {{method: {method}, host: {:?}, port: 5432, username: postgres, bin_dir: {BIN:?}}}\n    \
+            "  {method}:\n    postgres: {{method: {method}, host: {:?}, port: 5432, username: postgres, bin_dir: {:?}}}\n    \
              backup_dir: {}/{method}\n    keep: {{daily: 7}}\n",
             server.dir.path(),
+            bin(),
             dir.display()
         ));
     }

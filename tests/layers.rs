@@ -26,6 +26,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("destination::*", 2),
     ("source::*", 2),
     // Pure decisions: `now` is an argument.
+    ("calendar", 3),
     ("freshness", 3),
     ("layout", 3),
     ("plan", 3),
@@ -35,6 +36,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("check", 4),
     ("demo", 4),
     ("engine", 4),
+    ("legacy", 4),
     ("lock", 4),
     ("prune", 4),
     ("restore", 4),

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use backstay::cli::app::{App, Held, Output, Status};
+use backstay::cli::app::{App, Output, Status};
+use backstay::cli::progress::Held;
 use backstay::cli::{self, BackupArgs, CadenceChoice, ListArgs};
 use backstay::units::Clock;
 use chrono::{DateTime, TimeDelta, Utc};

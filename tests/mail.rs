@@ -181,12 +181,9 @@ async fn a_sendmail_program_that_fails() {
     assert_eq!(refused(&by_sendmail("/nonexistent/sendmail".into()), "ops").await.kind, ErrorKind::Config);
 }
 
-/// What was not taken by the next hop is due again.
-#[tokio::test]
-async fn an_alarm_counts_as_told_only_when_it_was_taken() {
-    let dir = tempfile::tempdir().unwrap();
-    let seen = [Observation {
-        host: "db1".into(),
+fn stale(host: &str) -> Observation {
+    Observation {
+        host: host.into(),
         service: "postgres".into(),
         destination: "offsite".into(),
         state: backstay::freshness::State::Alert,
@@ -194,7 +191,41 @@ async fn an_alarm_counts_as_told_only_when_it_was_taken() {
         lines: Vec::new(),
         advice: Vec::new(),
         last_good: None,
-    }];
+    }
+}
+
+/// A bucket that nobody can read is one event, not one for each host.
+#[tokio::test]
+async fn many_alarms_at_once_are_one_mail() {
+    let dir = tempfile::tempdir().unwrap();
+    let works = by_sendmail(script(&dir, "#!/bin/sh\ncat >>DIR/mails\n"));
+    let mut seen: Vec<Observation> = ["db1", "db2", "db3", "db4"].map(stale).into();
+    let (mut alarms, due) = advance(&AlarmState::default(), &seen, now());
+    backstay::notify::deliver(&works, &to("ops"), &due, &mut alarms, now()).await.unwrap();
+    let mails = std::fs::read_to_string(dir.path().join("mails")).unwrap();
+    assert_eq!(mails.matches("Subject: ").count(), 1, "{mails}");
+    assert!(mails.contains("Subject: [backstay] 4 ALERT of 4 checks that changed or last"), "{mails}");
+    for host in ["db1", "db2", "db3", "db4"] {
+        assert!(
+            mails.contains(&format!("ALERT {host}: postgres has no daily restore point newer than 50h")),
+            "{mails}"
+        );
+    }
+    assert_eq!(advance(&alarms, &seen, now()).1, []);
+    // Three, with a recovery among them, are mails of their own.
+    seen.truncate(3);
+    seen.iter_mut().for_each(|s| s.state = backstay::freshness::State::Ok);
+    let (mut alarms, due) = advance(&alarms, &seen, now());
+    backstay::notify::deliver(&works, &to("ops"), &due, &mut alarms, now()).await.unwrap();
+    let mails = std::fs::read_to_string(dir.path().join("mails")).unwrap();
+    assert_eq!(mails.matches("Subject: ").count(), 4, "{mails}");
+}
+
+/// What was not taken by the next hop is due again.
+#[tokio::test]
+async fn an_alarm_counts_as_told_only_when_it_was_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = [stale("db1")];
     let (mut alarms, due) = advance(&AlarmState::default(), &seen, now());
     let broken = by_sendmail(script(&dir, "#!/bin/sh\nexit 1\n"));
     let err = backstay::notify::deliver(&broken, &to("ops"), &due, &mut alarms, now()).await.unwrap_err();

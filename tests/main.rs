@@ -25,6 +25,7 @@ mod list;
 mod mail;
 mod pipeline;
 mod postgres;
+mod prune;
 mod readme;
 mod retention;
 mod s3;

@@ -10,6 +10,8 @@ use backstay::source::{Captured, PointReader, RestoreRequest, Source as _};
 use crate::common::memory::{Memory, context};
 use crate::common::postgres::{Server, server_dir};
 
+#[path = "postgres/connect.rs"]
+mod connect;
 #[path = "postgres/faults.rs"]
 mod faults;
 #[path = "postgres/logical.rs"]

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use backstay::calendar::Calendar;
 use backstay::config::{Keep, WeekStart};
 use backstay::manifest::State;
-use backstay::plan::Calendar;
 use backstay::retention::{Action, Decision, PointFacts, decide, is_future, sound};
 use backstay::units::Cadence;
 use chrono::{DateTime, TimeDelta, Utc};

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use backstay::calendar::Calendar;
 use backstay::config::{Keep, WeekStart};
 use backstay::manifest::State;
-use backstay::plan::{Calendar, due, next_id};
+use backstay::plan::{due, next_id};
 use backstay::retention::{Action, PointFacts, decide};
 use backstay::units::Cadence;
 use chrono::{DateTime, TimeDelta, Utc};

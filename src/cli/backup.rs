@@ -1,7 +1,9 @@
 //! `backstay backup`: the services in their order, each as its user.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -13,10 +15,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
 use crate::run::{self, RunReport, Wanted};
 use crate::units::{Bytes, Cadence, human_age};
-use crate::{plan, privilege};
+use crate::{legacy, plan, privilege};
+
+/// This very program, even when an upgrade has put another one in its place since it was started.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Backs up what is asked for.
 pub async fn run(app: &App, args: &BackupArgs) -> Result<()> {
+    legacy::refuse(Path::new("/"))?;
     let config = app.config()?;
     let engine = app.engine(config)?;
     let names = selected(&engine, &args.services)?;
@@ -99,9 +105,12 @@ async fn as_user(app: &App, args: &BackupArgs, engine: &Engine, name: &str, user
     let dir = engine.service_dir(name);
     let failed = |e| Error::io(e, format!("could not prepare {}", dir.display()));
     std::fs::create_dir_all(&dir).map_err(failed)?;
+    // Under a closed umask the user could not reach its own directory.
+    for above in dir.ancestors().skip(1).take_while(|above| above.starts_with(&engine.config.state_dir)) {
+        std::fs::set_permissions(above, Permissions::from_mode(0o755)).map_err(failed)?;
+    }
     privilege::give(&dir, user.uid, user.gid).map_err(failed)?;
-    let program: PathBuf = std::env::current_exe().map_err(|e| Error::io(e, "could not find this program"))?;
-    let mut child = Program::new(program)
+    let mut child = Program::new(THIS_PROGRAM)
         .arg("--config")
         .arg(app.config_path())
         .arg("--become")
@@ -140,13 +149,13 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
         .places
         .iter()
         .map(|p| {
-            json!({"name": p.name, "whole": report.id.is_some() && p.failure.is_none(),
+            json!({"name": p.name, "wanted": p.wanted, "whole": report.id.is_some() && p.wanted && p.failure.is_none(),
             "failure": p.failure.as_ref().map(|e| e.chain()), "notes": p.notes})
         })
         .collect();
     app.emit(&json!({
         "message_type": "backup", "service": report.service, "id": report.id, "cadence": report.cadence,
-        "dry_run": dry_run, "started": report.started, "finished": report.finished,
+        "reason": report.reason, "dry_run": dry_run, "started": report.started, "finished": report.finished,
         "plain_bytes": report.plain_bytes, "stored_bytes": report.stored_bytes, "counts": report.counts,
         "suspect": report.suspect, "warnings": report.warnings, "places": places,
     }));
@@ -159,6 +168,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
     }
     for place in &report.places {
         match (&report.id, &place.failure) {
+            (Some(_), None) if !place.wanted => app.say(format!("  {}: keeps none of this cadence", place.name)),
             (Some(_), None) => app.say(format!("  {}: whole", place.name)),
             (Some(_), Some(err)) => app.say(format!("  {}: FAILED: {}", place.name, err.chain())),
             (None, _) => {}
@@ -172,10 +182,12 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
 fn headline(report: &RunReport, dry_run: bool) -> String {
     let service = &report.service;
     let Some(cadence) = report.cadence else {
-        return format!("{service}: nothing is due");
+        return format!("{service}: nothing is due: {}", report.reason);
     };
     if dry_run {
-        return format!("{service}: would make a {cadence} restore point");
+        let places: Vec<&str> = report.places.iter().map(|p| p.name.as_str()).collect();
+        let (places, reason) = (places.join(", "), &report.reason);
+        return format!("{service}: would make a {cadence} restore point at {places}: {reason}");
     }
     let id = report.id.as_deref().unwrap_or("none");
     let seconds = (report.finished - report.started).num_seconds();

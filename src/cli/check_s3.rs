@@ -61,6 +61,7 @@ async fn tell(app: &App, engine: &Engine, args: &CheckS3Args, checked: &[Checked
     if !args.all_hosts {
         failures.extend(write_status_files(engine, checked));
     }
+    failures.extend(write_metrics(engine, args, checked).err());
     failures.extend(mail(app, engine, args, checked).await.err());
     failures
 }
@@ -74,6 +75,14 @@ fn write_status_files(engine: &Engine, checked: &[Checked]) -> Vec<Error> {
             if mine.is_empty() { None } else { check::write_status(dir, &mine, now).err() }
         })
         .collect()
+}
+
+/// A check of some services only would drop the others from the file.
+fn write_metrics(engine: &Engine, args: &CheckS3Args, checked: &[Checked]) -> Result<()> {
+    match &engine.config.check.metrics_file {
+        Some(path) if args.services.is_empty() => check::metrics::write(path, checked, engine.clock.now()),
+        _ => Ok(()),
+    }
 }
 
 fn alarm_file(engine: &Engine, args: &CheckS3Args) -> PathBuf {

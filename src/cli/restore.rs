@@ -50,7 +50,8 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         "target": restored.target, "seconds": seconds, "counts": restored.counts,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
-    let counts: Vec<String> = restored.counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
+    let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };
+    let counts: Vec<String> = restored.counts.iter().map(count).collect();
     let counts = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
     app.say(format!("restored into {} in {}{counts}", restored.target, human_age(seconds)));
     let told = |old: &Path| restored.notes.iter().any(|n| n.contains(&*old.to_string_lossy()));

@@ -11,6 +11,7 @@ use crate::units::{Bytes, Span};
 
 /// The settings of a service's kind.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one per service, and it is never moved in bulk")]
 pub enum SourceConfig {
     /// A PostgreSQL server.
     Postgres(PostgresConfig),
@@ -22,7 +23,7 @@ impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
         match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => Some(SourceConfig::Postgres(c.clone())),
+            (Some(c), None) => Some(SourceConfig::Postgres(PostgresConfig { run_as: self.user.clone(), ..c.clone() })),
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
@@ -86,6 +87,9 @@ pub struct PostgresConfig {
     /// Where this cluster's data directory is, for `restore` of `plain` points. Asked of the server at backup time.
     #[serde(default)]
     pub data_dir: Option<PathBuf>,
+    /// `user` of the service: as root, the client programs run as this user, because the server may know it by that.
+    #[serde(skip)]
+    pub run_as: Option<String>,
 }
 
 /// A directory of files.
@@ -192,13 +196,16 @@ pub struct S3Config {
     /// PEM file of an additional certificate authority.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts. Memory per artefact: `part_size` x (`concurrency` + 1).
+    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts, until two parts fill `upload_memory`. Of 10,000 parts, that makes 984 GiB at most with the defaults.
     #[serde(default = "default_part")]
     pub part_size: Bytes,
     /// All parts have `part_size`, for stores that demand it (R2).
     #[serde(default)]
     pub fixed_part_size: bool,
-    /// Parts on their way at once, per artefact.
+    /// Memory for the parts of one artefact, the one that is filled and those on their way; default: 256MiB, or `part_size` x (`concurrency` + 1) if that is more.
+    #[serde(default)]
+    pub upload_memory: Option<Bytes>,
+    /// Parts on their way at once, per artefact; fewer once they have grown, as `upload_memory` demands.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
     /// Which checksum goes with each part.
@@ -216,6 +223,14 @@ pub struct S3Config {
     /// A single request (a part, a listing) is given up after this time and made again; larger parts get more.
     #[serde(default = "default_call_timeout")]
     pub call_timeout: Span,
+}
+
+impl S3Config {
+    /// Memory for the parts of one artefact, as set or by default.
+    pub fn upload_memory(&self) -> Bytes {
+        let all = self.part_size.0.saturating_mul(u64::from(self.concurrency) + 1);
+        self.upload_memory.unwrap_or(Bytes(all.max(mib(256).0)))
+    }
 }
 
 fn default_database() -> String {

@@ -27,6 +27,14 @@ pub enum SecretRef {
     Env(String),
     /// A systemd credential (`LoadCredential=`), by name.
     Credential(String),
+    /// Read before, by root, who then became a user that cannot. Never in a file.
+    #[serde(skip)]
+    Held {
+        /// Where it was, for messages.
+        from: String,
+        /// What it is.
+        secret: Secret,
+    },
 }
 
 /// A secret's text. `Debug` does not show it.
@@ -61,12 +69,20 @@ impl SecretRef {
                 Error::new(ErrorKind::Config, format!("environment variable {name} is not set, or is not UTF-8"))
             })?,
             Self::Credential(name) => read(&self.credential_path(name)?, |_| Ok(()))?,
+            Self::Held { secret, .. } => secret.0.clone(),
         };
         let text = text.trim_end_matches(['\n', '\r']);
         if text.is_empty() {
             return Err(Error::new(ErrorKind::Config, format!("the secret in {self} is empty")));
         }
         Ok(Secret(text.to_owned()))
+    }
+
+    /// Reads it now, for later. One that cannot be read stays what it was: whoever needs it will say so.
+    pub fn hold(&mut self) {
+        if let Ok(secret) = self.load() {
+            *self = Self::Held { from: self.to_string(), secret };
+        }
     }
 
     fn credential_path(&self, name: &str) -> Result<PathBuf> {
@@ -84,6 +100,7 @@ impl fmt::Display for SecretRef {
             Self::File(path) => write!(f, "file \"{}\"", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Credential(name) => write!(f, "systemd credential \"{name}\""),
+            Self::Held { from, .. } => f.write_str(from),
         }
     }
 }
@@ -95,7 +112,19 @@ pub fn read_private(path: &Path) -> Result<String> {
 
 fn read(path: &Path, check: impl Fn(&File) -> Result<()>) -> Result<String> {
     let failed = |e: std::io::Error| {
-        Error::new(ErrorKind::Config, format!("could not read the secret in \"{}\"", path.display())).caused_by(e)
+        let denied = e.kind() == std::io::ErrorKind::PermissionDenied;
+        let err =
+            Error::new(ErrorKind::Config, format!("could not read the secret in \"{}\"", path.display())).caused_by(e);
+        let us = nix::unistd::geteuid();
+        let name = nix::unistd::User::from_uid(us).ok().flatten().map_or_else(|| us.to_string(), |user| user.name);
+        let path = path.display();
+        match denied {
+            true => err.hint(format!(
+                "let user {name} read it by a group: `chown root:GROUP {path}`, `chmod 640 {path}`, \
+                 `usermod --append --groups GROUP {name}`."
+            )),
+            false => err,
+        }
     };
     let file = File::open(path).map_err(failed)?;
     check(&file)?;
@@ -119,7 +148,10 @@ fn check_private(file: &File, path: &Path) -> Result<()> {
             ErrorKind::Config,
             format!("others can read the secret in \"{path}\" (mode {mode:04o})"),
         )
-        .hint(format!("run `chmod 600 {path}`, and change the secret if others have read it.")));
+        .hint(format!(
+            "run `chmod 600 {path}` (640 with a group of the users who need it), and change the secret if others have \
+             read it."
+        )));
     }
     let us = nix::unistd::geteuid().as_raw();
     if meta.uid() != us && meta.uid() != 0 {
@@ -236,6 +268,21 @@ mod tests {
             assert!(err.report().contains("chmod 600"), "{}", err.report());
             assert!(!err.report().contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn a_secret_that_is_held_needs_its_file_no_more_and_is_shown_nowhere() {
+        let file = file_with_mode(0o600);
+        let mut secret = SecretRef::File(file.path().into());
+        let told = secret.to_string();
+        secret.hold();
+        drop(file);
+        assert_eq!((secret.load().unwrap().expose(), secret.to_string()), ("hunter2", told));
+        assert!(!format!("{secret:?}").contains("hunter2"));
+        assert!(serde_json::to_string(&secret).is_err());
+        let mut missing = SecretRef::File("/nonexistent/secret".into());
+        missing.hold();
+        assert_eq!(missing, SecretRef::File("/nonexistent/secret".into()), "whoever needs it says so");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) async fn commit(
     source: &dyn Source,
     sink: &PointSink,
     legs: &[Arc<Leg>],
+    places: &[&Place],
     cadence: Cadence,
     id: &str,
     captured: Captured,
@@ -45,7 +46,7 @@ pub(super) async fn commit(
     report.plain_bytes = draft.plain_bytes();
     report.stored_bytes = draft.stored_bytes();
     report.suspect = draft.suspect_reasons.clone();
-    join_all(legs.iter().zip(&run.places).map(|(leg, place)| record(run, sink, leg, place, draft.clone()))).await;
+    join_all(legs.iter().zip(places).map(|(leg, place)| record(run, sink, leg, place, draft.clone()))).await;
     if let Some(failures) = all_failed(legs) {
         return Err(failures);
     }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Run, commit, sweep};
+use super::{Run, commit, sweep, takes};
 use crate::catalogue::{Catalogue, OWNER_NAME, Place, Point};
 use crate::destination::{self, Location, PutMode};
 use crate::engine::facts;
@@ -113,6 +113,9 @@ fn candidates<'a>(catalogues: &'a [Result<Catalogue>], at: usize, agent_id: &str
 }
 
 fn would_keep(here: &Catalogue, manifest: &Manifest, place: &Place, policy: &Policy<'_>) -> bool {
+    if !takes(place, Some(here), manifest.cadence) {
+        return false;
+    }
     let mut points = facts(here);
     points.extend(facts(&Catalogue { points: vec![lone(manifest)], ..Catalogue::default() }));
     retention::decide(&points, &place.keep, &policy.calendar, policy.now, policy.agent_id)

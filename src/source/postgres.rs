@@ -25,17 +25,22 @@
 //! into an empty cluster; only `role "..." already exists` is a harmless error. `databases`: `psql -X -f globals.sql
 //! postgres`, then `pg_restore -C -d postgres NAME.dump` for each.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 
 use crate::config::{PostgresConfig, PostgresMethod};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::Artefact;
-use crate::source::{Captured, Context, Driver, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use crate::manifest::{Artefact, Manifest};
+use crate::source::{
+    Captured, Context, DrillRequest, Drilled, Driver, PointReader, Probe, RestoreRequest, Restored, Source, Verified,
+};
 
 mod archive;
 mod cluster_dump;
 mod connect;
 mod databases;
+mod drill;
 mod extract;
 mod inventory;
 mod place;
@@ -117,6 +122,16 @@ impl Source for Postgres {
     }
     async fn cleanup(&self, cx: &Context) -> Result<()> {
         self.remove_staging(cx).await
+    }
+    async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
+        drill::drill(self, cx, point, request).await
+    }
+    fn drill_bytes(&self, point: &Manifest, _: &DrillRequest) -> u64 {
+        drill::bytes(point)
+    }
+    fn production(&self, point: &Manifest) -> Vec<PathBuf> {
+        let captured = point.attributes.get("data_directory").map(PathBuf::from);
+        self.config.data_dir.clone().into_iter().chain(captured).collect()
     }
 }
 

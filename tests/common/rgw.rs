@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use aws_sdk_s3::types::{
+    BucketVersioningStatus, DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule, VersioningConfiguration,
+};
 
 /// The access key of the gateway's user.
 pub(crate) const ACCESS: &str = "AKTEST";
@@ -66,6 +69,15 @@ pub(crate) fn client() -> Client {
         .force_path_style(true)
         .build();
     Client::from_conf(config)
+}
+
+/// Makes a bucket whose objects cannot be removed for a day.
+pub(crate) async fn make_locked_bucket(name: &str) {
+    client().create_bucket().bucket(name).object_lock_enabled_for_bucket(true).send().await.expect("a new bucket");
+    let retention = DefaultRetention::builder().mode(ObjectLockRetentionMode::Compliance).days(1).build();
+    let lock = ObjectLockConfiguration::builder().object_lock_enabled(ObjectLockEnabled::Enabled);
+    let lock = lock.rule(ObjectLockRule::builder().default_retention(retention).build()).build();
+    client().put_object_lock_configuration().bucket(name).object_lock_configuration(lock).send().await.expect("a lock");
 }
 
 /// Makes a bucket.

@@ -133,6 +133,9 @@ impl Found {
             self.wrong("part_size", "must be 5MiB to 5GiB");
         }
         self.at_least_one("concurrency", s3.concurrency);
+        if s3.upload_memory().0 / 2 < s3.part_size.0 {
+            self.wrong("upload_memory", "must have room for two parts of `part_size`");
+        }
         self.longer_than_nothing("call_timeout", s3.call_timeout);
         if let Some(ca_file) = &s3.ca_file {
             self.absolute("ca_file", ca_file);

@@ -14,6 +14,12 @@ impl Found {
             self.wrong_hint("email", "mail has no sender", hint);
         }
         self.max_age(&check.max_age);
+        if let Some(file) = &check.metrics_file {
+            self.absolute("metrics_file", file);
+            if file.extension().is_none_or(|e| e != "prom") {
+                self.wrong("metrics_file", "does not end in `.prom`, and would not be read by the collector");
+            }
+        }
         for (host, services) in &check.expect {
             self.at(&["expect", host], |f| {
                 f.name("", "a host", host);

@@ -70,6 +70,14 @@ pub(super) fn is_not_implemented(err: &Error) -> bool {
     has_code(err, "NotImplemented") || has_status(err, 501)
 }
 
+/// Whether the store wants a header that guards the body besides its signature, as it does where objects are locked.
+pub(super) fn wants_md5(err: &Error) -> bool {
+    answer(err).is_some_and(|a| {
+        a.code == "MissingContentMD5"
+            || (a.code == "InvalidRequest" && a.message.to_ascii_lowercase().contains("content-md5"))
+    })
+}
+
 impl fmt::Display for Call<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {} s3://{}/{}", self.verb, self.bucket, self.key)

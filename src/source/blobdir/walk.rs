@@ -188,7 +188,11 @@ impl Walk<'_> {
             let (node, kind) = (Arc::clone(&frame.node), frame.names.index[at].1);
             let name = frame.names.get(at).to_owned();
             let path = node.child(&name);
-            if self.excludes.matches(&path) || (node.path.is_empty() && place::is_partial(name.to_bytes())) {
+            if self.excludes.matches(&path) {
+                continue;
+            }
+            if kind == Type::Directory && node.path.is_empty() && place::is_own(name.to_bytes()) {
+                out.push(Item::Ready(Outcome::Own(path)))?;
                 continue;
             }
             if kind != Type::Directory {

@@ -24,6 +24,10 @@ const OCCUPANTS: &str = "select coalesce(json_agg(what), '[]') from (
    where c.oid >= 16384 and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and n.nspname !~ '^pg_'
    and n.nspname <> 'information_schema' and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')) x";
 
+/// Whether the role is a superuser, and the language of the server's messages.
+const LANGUAGE: &str =
+    "select json_build_array(current_setting('is_superuser') = 'on', current_setting('lc_messages'))";
+
 /// Feeds an artefact to a program's stdin, while its stdout is thrown away. When the program stops reading, the
 /// artefact is still read to its end, because only that proves its digests.
 pub(super) async fn feed(cx: &Context, program: Program, mut from: ArtefactReader) -> Result<Ended> {
@@ -98,9 +102,20 @@ pub(super) fn is_known_role(line: &str) -> bool {
 }
 
 impl Postgres {
-    /// `psql` that reads a script and goes on after errors.
-    pub(super) fn script(&self, database: &str) -> Result<Program> {
-        Ok(self.psql(database)?.args(["-v", "ON_ERROR_STOP=0", "-v", "VERBOSITY=default", "-f", "-"]))
+    /// `psql` that reads a script and goes on after errors. [`judge_psql`] must understand the server, which speaks
+    /// the language that it is configured for; only a superuser may choose another.
+    pub(super) async fn script(&self, cx: &Context, database: &str) -> Result<Program> {
+        let program = self.psql(database)?.args(["-v", "ON_ERROR_STOP=0", "-v", "VERBOSITY=default", "-f", "-"]);
+        let (superuser, language): (bool, String) = self.query(cx, database, LANGUAGE).await?;
+        if superuser {
+            return Ok(program.env("PGOPTIONS", "-c lc_messages=C"));
+        }
+        if ["", "C", "POSIX"].contains(&language.as_str()) || language.starts_with("en") {
+            return Ok(program);
+        }
+        let message = format!("the server's messages are in another language than English ({language})");
+        Err(Error::new(ErrorKind::Refused, message)
+            .hint("restore as a superuser, or set lc_messages = 'C' on the server: errors could be missed."))
     }
 
     /// What is in the cluster besides what `initdb` made.
@@ -131,7 +146,7 @@ impl Postgres {
         }
         let lines = inventory::load(point).await?;
         let reader = point.open(super::find(point, "all.sql")?).await?;
-        let ended = feed(cx, self.script(&self.config.database)?, reader).await?;
+        let ended = feed(cx, self.script(cx, &self.config.database).await?, reader).await?;
         judge_psql(&ended, is_known_role)?;
         let (mut rows, mut databases) = (0, 0);
         for database in lines.iter().filter(|l| l.table.is_none()) {
