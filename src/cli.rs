@@ -213,7 +213,7 @@ pub struct ListArgs {
 #[command(after_help = "Examples:
   backstay check-s3                  this host's services; exit code 0, 1, 2 or 3 as Nagios knows them
   backstay check-s3 postgres
-  backstay check-s3 --all-hosts      every host in the buckets, and what `check.expect` names")]
+  backstay check-s3 --all-hosts      every host in the buckets, or those of `check.expect`")]
 pub struct CheckS3Args {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]

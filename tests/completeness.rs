@@ -67,8 +67,10 @@ fn lacks(root: &Path, kind: &str) -> Vec<String> {
     }
     let roles = root.join("roles");
     if roles.is_dir() {
-        let mut used = files(&roles).into_iter().filter(|f| f.file_stem().is_some_and(|n| n != "README"));
-        need(used.any(|f| has_word(&read(f), kind)), format!("a role in roles/ that knows {kind}"));
+        // The roles pass any kind on; its own tasks, or how it is deployed, must be somewhere.
+        let pages = [root.join("docs/ansible.md")];
+        let mut used = files(&roles).into_iter().filter(|f| f.file_stem().is_some_and(|n| n != "README")).chain(pages);
+        need(used.any(|f| has_word(&read(f), kind)), format!("{kind} in roles/ or docs/ansible.md"));
     }
     lacks
 }
