@@ -22,13 +22,13 @@ use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Consistency;
+use crate::pipeline::place;
 
 use super::{Captured, Context, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
 
 mod capture;
 mod inventory;
 mod load;
-mod place;
 mod restore;
 mod walk;
 

@@ -18,12 +18,12 @@ const INSIDE: &str = ".backstay-partial-";
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Whether a name in the root directory is that of an unfinished restore.
-pub(super) fn is_partial(name: &[u8]) -> bool {
+pub fn is_partial(name: &[u8]) -> bool {
     name.starts_with(INSIDE.as_bytes())
 }
 
 /// Whether a directory is the root of a mounted file system, or a bind mount.
-pub(super) fn is_mount(path: &Path) -> io::Result<bool> {
+pub fn is_mount(path: &Path) -> io::Result<bool> {
     let Some(parent) = path.parent() else { return Ok(true) };
     if fs::metadata(path)?.dev() != fs::metadata(parent)?.dev() {
         return Ok(true);
@@ -52,10 +52,10 @@ fn unescape(text: &[u8]) -> OsString {
 
 /// A target in the making. Dropping it before [`Place::settle`] removes what was extracted.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     target: PathBuf,
     /// Where to extract.
-    pub(super) partial: PathBuf,
+    pub partial: PathBuf,
     stamp: String,
     shape: Shape,
     settled: bool,
@@ -72,7 +72,7 @@ enum Shape {
 
 impl Place {
     /// Looks at the target, refuses what would destroy something, and makes the folder to extract into.
-    pub(super) fn prepare(target: &Path, replace: bool, stamp: String) -> Result<Self> {
+    pub fn prepare(target: &Path, replace: bool, stamp: String) -> Result<Self> {
         let failed = |e| Error::io(e, format!("could not prepare {}", target.display()));
         let absolute = std::path::absolute(target).map_err(failed)?;
         let (target, shape) = match absolute.canonicalize() {
@@ -99,7 +99,7 @@ impl Place {
     }
 
     /// Refuses to begin what cannot end for lack of space.
-    pub(super) fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
+    pub fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
         let asked = nix::sys::statvfs::statvfs(&self.partial);
         let stat = asked.map_err(|e| Error::io(e.into(), format!("could not look at {}", self.partial.display())))?;
         // On average, half of the last block of each file is lost.
@@ -119,7 +119,7 @@ impl Place {
     }
 
     /// Puts what was extracted in place; returns where it lies and where the old data lies.
-    pub(super) fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
+    pub fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
         let failed = |e| Error::io(e, format!("could not put the restored data in place at {}", self.target.display()));
         let dir = fs::File::open(&self.partial).map_err(failed)?;
         nix::unistd::syncfs(dir.as_fd()).map_err(|e| failed(e.into()))?;
