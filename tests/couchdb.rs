@@ -5,4 +5,6 @@
 mod capture;
 mod data;
 mod faults;
+mod node;
+mod real;
 mod restore;
