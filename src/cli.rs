@@ -259,7 +259,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
     /// Restore the database under this name
-    #[arg(long = "as", value_name = "NAME", requires = "database")]
+    #[arg(long = "as", alias = "rename", value_name = "NAME", requires = "database")]
     pub rename: Option<String>,
     /// Start the server and wait until its recovery has ended
     #[arg(long)]
@@ -273,6 +273,12 @@ pub struct RestoreArgs {
     /// File with the private key, as `age-keygen` wrote it, for an encrypted point
     #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub identity: Option<PathBuf>,
+    /// CouchDB: without databases of replication jobs, which start with the node
+    #[arg(long)]
+    pub no_replicator: bool,
+    /// CouchDB: the files are in place and the node is up; rewrite its shard maps and compare
+    #[arg(long, conflicts_with_all = ["start", "replace", "to", "database"])]
+    pub only_finish: bool,
     /// Keep `standby.signal` and `primary_conninfo` of a copy that was taken from a standby
     #[arg(long)]
     pub keep_standby: bool,

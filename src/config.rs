@@ -22,8 +22,8 @@ pub mod secret;
 pub mod show;
 
 pub use kind::{
-    BlobdirConfig, DestinationConfig, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod, S3Checksum, S3Config,
-    SourceConfig, Sse,
+    BlobdirConfig, CouchdbConfig, DestinationConfig, IoPriority, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod,
+    S3Checksum, S3Config, SourceConfig, Sse,
 };
 
 /// The whole configuration.
@@ -72,6 +72,9 @@ pub struct Service {
     /// A PostgreSQL server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresConfig>,
+    /// A CouchDB node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub couchdb: Option<CouchdbConfig>,
     /// A directory of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blobdir: Option<BlobdirConfig>,

@@ -15,6 +15,7 @@ pub mod encode;
 pub mod encrypt;
 pub mod extract;
 mod fanout;
+pub mod place;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -8,7 +8,6 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 
 use crate::catalogue::{self, Place, Point};
-use crate::config::SourceConfig;
 use crate::destination::Destination;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -219,12 +218,7 @@ fn protect(engine: &Engine, service: &str, target: &Path) -> Result<Target> {
         kept.extend(
             other.backup_dir.iter().map(|dir| (dir.clone(), format!("the restore points of service {name:?}"))),
         );
-        let data = match other.source() {
-            Some(SourceConfig::Blobdir(c)) => Some(c.path),
-            Some(SourceConfig::Postgres(c)) => c.data_dir,
-            None => None,
-        };
-        if let Some(data) = data {
+        if let Some(data) = other.source().and_then(|source| source.data_dir()) {
             if name == service && real(&data) == target {
                 return Ok(Target::Own);
             }

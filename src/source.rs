@@ -22,6 +22,7 @@ use crate::monitor::Monitor;
 use crate::units::Clock;
 
 pub mod blobdir;
+pub mod couchdb;
 pub mod postgres;
 
 /// What every long call is given. Holds no global state.
@@ -168,6 +169,10 @@ pub struct RestoreRequest {
     pub map: Vec<(PathBuf, PathBuf)>,
     /// Keep `standby.signal` and `primary_conninfo`.
     pub keep_standby: bool,
+    /// Without databases that hold jobs of replication.
+    pub no_replicator: bool,
+    /// The files are in place and the server is up: only what comes after that.
+    pub only_finish: bool,
     /// How long a started server may take to end its recovery.
     pub wait: Option<Duration>,
 }
@@ -284,12 +289,13 @@ pub struct Driver {
 }
 
 /// All kinds, in the order of the documentation.
-pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER];
+pub const DRIVERS: &[Driver] = &[postgres::DRIVER, couchdb::DRIVER, blobdir::DRIVER];
 
 /// Turns a service's settings into its source. Does no input or output.
 pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
     match config {
         SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(*c.clone())),
+        SourceConfig::Couchdb(c) => Arc::new(couchdb::Couchdb::new(*c.clone())),
         SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
     }
 }

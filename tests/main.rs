@@ -15,6 +15,7 @@ mod common;
 mod completeness;
 mod config_invalid;
 mod configuration_doc;
+mod couchdb;
 mod drill;
 mod faults;
 mod format;

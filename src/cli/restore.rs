@@ -41,6 +41,8 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         start: args.start,
         map: args.map.clone(),
         keep_standby: args.keep_standby,
+        no_replicator: args.no_replicator,
+        only_finish: args.only_finish,
         wait: args.wait.map(|w| w.0).or(Some(Duration::from_secs(3600))),
     };
     let restored = restore::restore(&engine, &args.service, &chosen, &request).await?;

@@ -118,9 +118,16 @@ impl Found {
 
     fn service(&mut self, name: &str, service: &Service, config: &Config) {
         self.name("", "a service", name);
-        self.one_kind(&[("postgres", service.postgres.is_some()), ("blobdir", service.blobdir.is_some())]);
+        self.one_kind(&[
+            ("postgres", service.postgres.is_some()),
+            ("couchdb", service.couchdb.is_some()),
+            ("blobdir", service.blobdir.is_some()),
+        ]);
         if let Some(postgres) = &service.postgres {
             self.at(&["postgres"], |f| f.postgres(postgres));
+        }
+        if let Some(couchdb) = &service.couchdb {
+            self.at(&["couchdb"], |f| f.couchdb(couchdb));
         }
         if let Some(blobdir) = &service.blobdir {
             self.at(&["blobdir"], |f| f.blobdir(blobdir, config));

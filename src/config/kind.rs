@@ -14,18 +14,32 @@ use crate::units::{Bytes, Span};
 pub enum SourceConfig {
     /// A PostgreSQL server.
     Postgres(Box<PostgresConfig>),
+    /// A CouchDB node.
+    Couchdb(Box<CouchdbConfig>),
     /// A directory of files.
     Blobdir(BlobdirConfig),
+}
+
+impl SourceConfig {
+    /// The directory that holds the store's data, where the configuration names it.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Postgres(c) => c.data_dir.clone(),
+            Self::Couchdb(c) => Some(c.data_dir.clone()),
+            Self::Blobdir(c) => Some(c.path.clone()),
+        }
+    }
 }
 
 impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
-        match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => {
+        match (&self.postgres, &self.couchdb, &self.blobdir) {
+            (Some(c), None, None) => {
                 Some(SourceConfig::Postgres(Box::new(PostgresConfig { run_as: self.user.clone(), ..c.clone() })))
             }
-            (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
+            (None, Some(c), None) => Some(SourceConfig::Couchdb(Box::new(c.clone()))),
+            (None, None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
     }
@@ -110,6 +124,66 @@ pub struct PostgresConfig {
     /// `user` of the service: as root, the client programs run as this user, because the server may know it by that.
     #[serde(skip)]
     pub run_as: Option<String>,
+}
+
+/// How urgent the reading is to the kernel's scheduler of disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IoPriority {
+    /// As everybody else.
+    #[default]
+    Normal,
+    /// After everybody else of the same class.
+    Low,
+    /// Only while nobody else reads or writes.
+    Idle,
+}
+
+/// A CouchDB node, 2.0 or newer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CouchdbConfig {
+    /// The node's data directory, as `database_dir` in its configuration.
+    pub data_dir: PathBuf,
+    /// Address of the node: asked for its version, and after a restore for its shard maps.
+    #[serde(default = "default_couchdb_url")]
+    pub url: String,
+    /// CouchDB 2 only: address of the node-local port, for the shard maps of a restore.
+    #[serde(default = "default_couchdb_local_url")]
+    pub node_local_url: String,
+    /// Name of a server admin, for a restore.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Where the admin's password is: `{file: PATH}`, `{env: NAME}` or `{credential: NAME}`.
+    #[serde(default, deserialize_with = "super::secret::long_form")]
+    pub password: Option<SecretRef>,
+    /// The node's name, such as `couchdb@db1.example.com`; asked of the files by default.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Capture view indexes as well; without them they are built anew after a restore.
+    #[serde(default = "default_true")]
+    pub views: bool,
+    /// Directory of the node's configuration, captured as an artefact of its own: it holds the admins and the cookie.
+    #[serde(default)]
+    pub etc_dir: Option<PathBuf>,
+    /// Let the configuration leave the host unencrypted when the service has no `encrypt_to`.
+    #[serde(default)]
+    pub etc_unencrypted: bool,
+    /// Threads that open, read and check files ahead of the archive.
+    #[serde(default = "default_readers")]
+    pub readers: u32,
+    /// Upper limit of the rate of reading, such as `50MiB` per second.
+    #[serde(default)]
+    pub max_rate: Option<Bytes>,
+    /// How urgent the reading is, where the disk's scheduler knows priorities.
+    #[serde(default)]
+    pub io_priority: IoPriority,
+    /// Program and arguments that start the node, for `restore --start`.
+    #[serde(default = "default_couchdb_start")]
+    pub start: Vec<String>,
+    /// Program and arguments that stop the node, for `restore --start`.
+    #[serde(default = "default_couchdb_stop")]
+    pub stop: Vec<String>,
 }
 
 /// A directory of files.
@@ -261,6 +335,21 @@ fn default_jobs() -> u32 {
 }
 fn default_lock_wait() -> Span {
     Span::from_secs(600)
+}
+fn default_couchdb_url() -> String {
+    "http://127.0.0.1:5984".into()
+}
+fn default_couchdb_local_url() -> String {
+    "http://127.0.0.1:5986".into()
+}
+fn default_couchdb_start() -> Vec<String> {
+    ["systemctl", "start", "couchdb"].map(String::from).into()
+}
+fn default_couchdb_stop() -> Vec<String> {
+    ["systemctl", "stop", "couchdb"].map(String::from).into()
+}
+fn default_true() -> bool {
+    true
 }
 fn default_readers() -> u32 {
     4

@@ -23,6 +23,7 @@ use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
+use crate::pipeline::place;
 
 use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
 
@@ -30,7 +31,6 @@ mod capture;
 mod drill;
 mod inventory;
 mod load;
-mod place;
 mod restore;
 mod walk;
 

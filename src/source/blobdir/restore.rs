@@ -11,12 +11,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::Comparison;
-use super::place::Place;
 use crate::artefact::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
 use crate::pipeline::archive::acl::{group_id, user_id};
 use crate::pipeline::extract::{self, Extracted, Rules};
+use crate::pipeline::place::Place;
 use crate::source::{ArtefactReader, Context, PointReader, RestoreRequest, Restored, Verified};
 
 /// Counts of the manifest that a restore must reach.

@@ -14,9 +14,10 @@ use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
+use super::Moment;
 use super::load::{Arena, Job, Loader, Node, Outcome, is_gone};
-use super::{Moment, place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::place;
 
 /// Entries that travel together.
 const BATCH: usize = 16;

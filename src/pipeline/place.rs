@@ -24,7 +24,7 @@ const STAMP: &str = "%Y%m%dT%H%M%SZ";
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Whether an entry of the root directory was made by a restore: an unfinished one, or old data that was moved aside.
-pub(super) fn is_own(name: &[u8]) -> bool {
+pub fn is_own(name: &[u8]) -> bool {
     [INSIDE, MOVING, OLD].iter().any(|start| name.strip_prefix(start.as_bytes()).is_some_and(is_stamp))
 }
 
@@ -36,7 +36,7 @@ fn is_stamp(text: &[u8]) -> bool {
 }
 
 /// Folders that restores into `target`, killed before their end, have left in it or beside it.
-pub(super) fn leftovers(target: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn leftovers(target: &Path) -> io::Result<Vec<PathBuf>> {
     let beside = target.file_name().map(beside);
     let mut found = Vec::new();
     let mut look = |dir: &Path, start: &OsStr| -> io::Result<()> {
@@ -64,7 +64,7 @@ pub(super) fn leftovers(target: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Refuses a directory in which a restore was killed between its first and its last move: nothing there is whole.
-pub(super) fn refuse_half_moved(dir: &Path) -> Result<()> {
+pub fn refuse_half_moved(dir: &Path) -> Result<()> {
     let names = entries(dir).map_err(|e| Error::io(e, format!("could not list {}", dir.display())))?;
     let Some((name, stamp)) = names.iter().find_map(|name| {
         let stamp = name.as_bytes().strip_prefix(MOVING.as_bytes()).filter(|stamp| is_stamp(stamp))?;
@@ -99,7 +99,7 @@ fn take(path: &Path) -> io::Result<Option<fs::File>> {
 }
 
 /// Whether a directory is the root of a mounted file system, or a bind mount.
-pub(super) fn is_mount(path: &Path) -> io::Result<bool> {
+pub fn is_mount(path: &Path) -> io::Result<bool> {
     let Some(parent) = path.parent() else { return Ok(true) };
     if fs::metadata(path)?.dev() != fs::metadata(parent)?.dev() {
         return Ok(true);
@@ -128,15 +128,15 @@ fn unescape(text: &[u8]) -> OsString {
 
 /// A target in the making. Dropping it before [`Place::settle`] removes what was extracted.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     target: PathBuf,
     /// Where to extract.
-    pub(super) partial: PathBuf,
+    pub partial: PathBuf,
     stamp: String,
     shape: Shape,
     settled: bool,
     /// Leftovers of restores that were killed, removed now.
-    pub(super) removed: Vec<PathBuf>,
+    pub removed: Vec<PathBuf>,
     _held: Option<fs::File>,
 }
 
@@ -151,7 +151,7 @@ enum Shape {
 
 impl Place {
     /// Looks at the target, refuses what would destroy something, and makes the folder to extract into.
-    pub(super) fn prepare(target: &Path, replace: bool, now: DateTime<Utc>) -> Result<Self> {
+    pub fn prepare(target: &Path, replace: bool, now: DateTime<Utc>) -> Result<Self> {
         let failed = |e| Error::io(e, format!("could not prepare {}", target.display()));
         let absolute = std::path::absolute(target).map_err(failed)?;
         let (target, shape) = match absolute.canonicalize() {
@@ -180,7 +180,7 @@ impl Place {
     }
 
     /// Refuses to begin what cannot end for lack of space.
-    pub(super) fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
+    pub fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
         let asked = nix::sys::statvfs::statvfs(&self.partial);
         let stat = asked.map_err(|e| Error::io(e.into(), format!("could not look at {}", self.partial.display())))?;
         // On average, half of the last block of each file is lost.
@@ -200,7 +200,7 @@ impl Place {
     }
 
     /// Puts what was extracted in place; returns where it lies and where the old data lies.
-    pub(super) fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
+    pub fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
         let failed = |e| Error::io(e, format!("could not put the restored data in place at {}", self.target.display()));
         let dir = fs::File::open(&self.partial).map_err(failed)?;
         nix::unistd::syncfs(dir.as_fd()).map_err(|e| failed(e.into()))?;
