@@ -22,8 +22,8 @@ pub mod secret;
 pub mod show;
 
 pub use kind::{
-    BlobdirConfig, CouchdbConfig, DestinationConfig, IoPriority, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod,
-    S3Checksum, S3Config, SourceConfig, Sse,
+    BlobdirConfig, CouchdbCheck, CouchdbConfig, DestinationConfig, IoPriority, KeyStyle, LocalConfig, PostgresConfig,
+    PostgresMethod, S3Checksum, S3Config, SourceConfig, Sse,
 };
 
 /// The whole configuration.

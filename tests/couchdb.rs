@@ -4,7 +4,9 @@
 
 mod capture;
 mod data;
+mod fake;
 mod faults;
+mod maps;
 mod node;
 mod real;
 mod restore;

@@ -139,6 +139,17 @@ pub enum IoPriority {
     Idle,
 }
 
+/// How deep each shard is looked into while it is captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CouchdbCheck {
+    /// The header, and every node of every tree.
+    #[default]
+    Trees,
+    /// The header and the roots of the trees: for shards that are much larger than memory, on slow disks.
+    Headers,
+}
+
 /// A CouchDB node, 2.0 or newer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +180,9 @@ pub struct CouchdbConfig {
     /// Let the configuration leave the host unencrypted when the service has no `encrypt_to`.
     #[serde(default)]
     pub etc_unencrypted: bool,
+    /// How deep each shard is looked into; `verify --level format` looks at everything in any case.
+    #[serde(default)]
+    pub check: CouchdbCheck,
     /// Threads that open, read and check files ahead of the archive.
     #[serde(default = "default_readers")]
     pub readers: u32,

@@ -109,6 +109,10 @@ impl Source for Postgres {
         }
     }
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
+        if request.no_replicator || request.only_finish {
+            return Err(Error::new(ErrorKind::Usage, "a PostgreSQL server is no CouchDB node")
+                .hint("leave out `--no-replicator` and `--only-finish`."));
+        }
         match point.manifest.method.as_str() {
             "plain" => self.restore_plain(cx, point, request).await,
             "dump" => self.restore_dump(cx, point, request).await,

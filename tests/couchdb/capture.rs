@@ -62,6 +62,30 @@ async fn indexes_come_first_then_the_maps_then_the_shards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn checking_headers_only_finds_less_and_verification_finds_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack(dir.path());
+    let path = shard(LOW, "plain");
+    let whole = fs::read(data.join(&path)).unwrap();
+    let source = || Couchdb::new(config(&data, r#", "check": "headers""#));
+    assert_eq!(Taken::of(source(), dir.path()).await.unwrap().captured.suspect, Vec::<String>::new());
+    let mut late = 0;
+    for at in (4096..whole.len()).step_by(4096).filter(|at| whole[*at] == 1) {
+        let mut holed = whole.clone();
+        let end = (at + 1600).min(holed.len());
+        holed[(at + 500).min(end)..end].fill(0);
+        fs::write(data.join(&path), holed).unwrap();
+        let taken = Taken::of(source(), dir.path()).await.unwrap();
+        if taken.captured.suspect.is_empty() && !taken.verify().await.problems.is_empty() {
+            late += 1;
+        }
+    }
+    assert!(late > 0, "some holes are below the roots");
+    fs::write(data.join(&path), "").unwrap();
+    assert_eq!(Taken::of(source(), dir.path()).await.unwrap().captured.suspect.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rate_is_kept_and_the_order_of_the_archive_does_not_depend_on_threads() {
     let dir = tempfile::tempdir().unwrap();
     let data = unpack(dir.path());

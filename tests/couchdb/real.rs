@@ -92,6 +92,52 @@ async fn one_database(new: &Node, source: &Couchdb, taken: &Taken, before: &BTre
     assert!(new.everything("plain").await == before["plain"]);
 }
 
+/// The commands of a document's section "By hand".
+fn by_hand() -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/couchdb.md")).unwrap();
+    let section = page.split("## By hand").nth(1).unwrap();
+    section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_the_document_restore_it_by_hand() {
+    let Some(couchdb) = installation() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let old = Node::new(&couchdb, &dir.path().join("old"), "old");
+    old.start().await;
+    old.fill().await;
+    let mut before = BTreeMap::new();
+    for db in old.databases().await {
+        before.insert(db.clone(), old.everything(&db).await);
+    }
+    let taken = Taken::of(Couchdb::new(config(&old.data(), &old.settings())), dir.path()).await.unwrap();
+    drop(old);
+    let point = dir.path().join("point");
+    std::fs::create_dir(&point).unwrap();
+    for name in ["data.tar", "inventory.jsonl"] {
+        let packed = zstd::encode_all(taken.sink.bytes(name).as_slice(), 1).unwrap();
+        std::fs::write(point.join(format!("{name}.zst")), packed).unwrap();
+    }
+    let new = Node::new(&couchdb, &dir.path().join("new"), "new");
+    let commands = by_hand();
+    assert_eq!(commands.len(), 2);
+    for (at, script) in commands.iter().enumerate() {
+        let login = new.url.replace("http://", "http://admin:secret@");
+        let mut bash = std::process::Command::new("bash");
+        let bash = bash.args(["-euo", "pipefail", "-c", script]).env("POINT", &point).env("DATA", new.data());
+        let out = bash.env("URL", login).output().unwrap();
+        assert!(out.status.success(), "{script}\n{}", String::from_utf8_lossy(&out.stderr));
+        if at == 0 {
+            new.start().await;
+        }
+    }
+    assert_eq!(new.databases().await, before.keys().cloned().collect::<Vec<_>>());
+    for (db, wanted) in &before {
+        let found = new.everything(db).await;
+        assert!(found == *wanted, "{db}:\n{}", difference(wanted, &found));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_short_after_a_restore_is_named() {
     let Some(couchdb) = installation() else { return };

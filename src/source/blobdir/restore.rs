@@ -124,6 +124,10 @@ fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, "a directory of files has no databases and no tablespaces")
             .hint("leave out `--database`, `--as` and `--map`."));
     }
+    if request.no_replicator || request.only_finish {
+        return Err(Error::new(ErrorKind::Usage, "a directory of files is no CouchDB node")
+            .hint("leave out `--no-replicator` and `--only-finish`."));
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::{DatabaseLine, FileLine, Header, Inventory, ShardLine};
-use super::load::{Checked, Loaded, Readers, broke};
+use super::load::{Checked, Loaded, Readers, Shared, broke};
 use super::shard_map::{self, ShardMap};
 use super::walk::{self, Listing};
 use super::{DBS, Hold, Moment, priority};
@@ -75,7 +75,8 @@ fn run_into<W: Write>(job: &Job, out: Watched<'_, W>) -> Result<Taken> {
     };
     settle();
     let mut taken = std::thread::scope(|scope| {
-        let readers = Readers::start(scope, job.config.readers, &job.root, &job.hold, &settle)?;
+        let shared = Shared { root: &job.root, hold: &job.hold, check: job.config.check };
+        let readers = Readers::start(scope, job.config.readers, shared, &settle)?;
         let mut capture = Capture {
             job,
             readers,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::tree::{self, Facts};
 use super::{Hold, Moment};
+use crate::config::CouchdbCheck;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Files up to this size are read whole, ahead of the archive.
@@ -46,6 +47,23 @@ enum Work {
     Check { file: File, len: u64, path: String, reply: SyncSender<Result<Checked>> },
 }
 
+/// What the threads share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared<'a> {
+    pub(super) root: &'a Path,
+    pub(super) hold: &'a Hold,
+    pub(super) check: CouchdbCheck,
+}
+
+impl Shared<'_> {
+    fn inspect<R: super::blocks::ReadAt + ?Sized>(&self, from: &R, len: u64) -> Result<Facts> {
+        match self.check {
+            CouchdbCheck::Trees => tree::inspect(from, len),
+            CouchdbCheck::Headers => tree::inspect_roots(from, len),
+        }
+    }
+}
+
 /// The threads.
 #[derive(Debug)]
 pub(super) struct Readers {
@@ -59,8 +77,7 @@ impl Readers {
     pub(super) fn start<'scope>(
         scope: &'scope std::thread::Scope<'scope, '_>,
         n: u32,
-        root: &'scope Path,
-        hold: &'scope Hold,
+        shared: Shared<'scope>,
         settle: &'scope (dyn Fn() + Sync),
     ) -> Result<Self> {
         let n = usize::try_from(n.clamp(1, 16)).unwrap_or(1);
@@ -74,7 +91,7 @@ impl Readers {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     match next {
-                        Ok(work) => serve(work, root, hold),
+                        Ok(work) => serve(work, &shared),
                         Err(_) => return,
                     }
                 }
@@ -108,15 +125,15 @@ pub(super) fn broke() -> Error {
     Error::new(ErrorKind::Internal, "a thread that reads files broke")
 }
 
-fn serve(work: Work, root: &Path, hold: &Hold) {
+fn serve(work: Work, shared: &Shared<'_>) {
     match work {
         Work::Load { path, check, reply } => {
-            let full = root.join(&path);
-            let loaded = load(&full, check, hold).unwrap_or_else(|e| Loaded::Failed(unreadable(e, &full)));
+            let full = shared.root.join(&path);
+            let loaded = load(&full, check, shared).unwrap_or_else(|e| Loaded::Failed(unreadable(e, &full)));
             drop(reply.send(loaded));
         }
         Work::Check { file, len, path, reply } => {
-            let checked = judge(tree::inspect(&file, len), &root.join(path));
+            let checked = judge(shared.inspect(&file, len), &shared.root.join(path));
             drop(reply.send(checked));
         }
     }
@@ -163,8 +180,8 @@ fn open(full: &Path, hold: &Hold) -> io::Result<Option<File>> {
     }
 }
 
-fn load(full: &Path, check: bool, hold: &Hold) -> io::Result<Loaded> {
-    let Some(file) = open(full, hold)? else { return Ok(Loaded::Gone) };
+fn load(full: &Path, check: bool, shared: &Shared<'_>) -> io::Result<Loaded> {
+    let Some(file) = open(full, shared.hold)? else { return Ok(Loaded::Gone) };
     let meta = file.metadata()?;
     if meta.len() > SMALL_BYTES {
         return Ok(Loaded::Large { meta, file });
@@ -172,6 +189,6 @@ fn load(full: &Path, check: bool, hold: &Hold) -> io::Result<Loaded> {
     let mut bytes = vec![0; usize::try_from(meta.len()).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0)?;
     let digest = blake3::hash(&bytes);
-    let checked = check.then(|| judge(tree::inspect(bytes.as_slice(), meta.len()), full)).transpose()?;
+    let checked = check.then(|| judge(shared.inspect(bytes.as_slice(), meta.len()), full)).transpose()?;
     Ok(Loaded::Small { meta, bytes, digest, checked })
 }

@@ -108,6 +108,24 @@ fn epoch(term: &Term) -> Option<(String, u64)> {
     }
 }
 
+/// Checks the newest header of a file, and that the root of each of its trees is a node.
+///
+/// # Errors
+/// As [`inspect`]; what is damaged below a root is not seen.
+pub(super) fn inspect_roots<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Facts> {
+    let blocks = Blocks::new(from, len);
+    let header = blocks.newest_header()?;
+    let (facts, roots) = read_header(&header)?;
+    let mut budget = header.offset;
+    for root in roots.id.iter().chain(&roots.seq).chain(&roots.others) {
+        let bytes = blocks.chunk(root.offset, header.offset, &mut budget)?;
+        let mut skipped = |entry: &mut Cursor<'_>| entry.skip().and_then(|()| entry.skip());
+        node(&mut Cursor::new(&bytes)?, root.offset, &mut Vec::new(), &mut skipped)
+            .map_err(|e| e.within("the root of a tree is damaged"))?;
+    }
+    Ok(facts)
+}
+
 /// Checks a whole file: its newest header, every node of every tree, and that they add up.
 ///
 /// # Errors
@@ -194,6 +212,7 @@ fn node(
         b"kp_node" => false,
         _ => return Err(damaged("it is no node of a tree")),
     };
+    let first = todo.len();
     let entries = cursor.list(|entry| {
         expect_pair(entry)?;
         if leaf {
@@ -204,6 +223,8 @@ fn node(
         todo.push((entry.number()?, at));
         (1..arity).try_for_each(|_| entry.skip())
     })?;
+    // The last one is taken first: in the order of keys, which in a compacted file is that of offsets.
+    todo[first..].reverse();
     if entries == 0 { Err(damaged("it is empty")) } else { Ok(()) }
 }
 
