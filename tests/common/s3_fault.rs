@@ -101,6 +101,10 @@ impl Fault {
     pub(crate) fn unguarded(op: &'static str) -> Self {
         Self::new(op, What::Unguarded)
     }
+    /// Whether the caller has to give up by itself.
+    pub(crate) fn hangs(&self) -> bool {
+        matches!(self.what, What::Hang)
+    }
     /// The first `n` such calls go well.
     #[must_use]
     pub(crate) fn after(mut self, n: u32) -> Self {
