@@ -138,7 +138,8 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
         let expect = &engine.config.check.expect;
         let source = if expect.is_empty() { &found } else { expect };
         for (host, services) in source {
-            wanted.extend(services.iter().map(|s| (host.clone(), s.clone())));
+            let here = services.iter().filter_map(|s| expected_at(s, place.name()));
+            wanted.extend(here.map(|s| (host.clone(), s.to_owned())));
         }
         for (host, service) in &wanted {
             let at = Watched { host, service, destination: place.name() };
@@ -153,6 +154,14 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             .hint("configure `destinations`, and name hosts and services in `check.expect`."));
     }
     Ok(done)
+}
+
+/// The service that `expected` (`postgres`, or `postgres@offsite`) says must be at this destination.
+fn expected_at<'a>(expected: &'a str, destination: &str) -> Option<&'a str> {
+    match expected.split_once('@') {
+        None => Some(expected),
+        Some((service, at)) => (at == destination).then_some(service),
+    }
 }
 
 fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue, now: DateTime<Utc>) -> Checked {

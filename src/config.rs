@@ -199,7 +199,8 @@ pub struct Check {
     /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
-    /// Which services must be there, per host, for `check-s3 --all-hosts`.
+    /// Which services must be there, per host, for `check-s3 --all-hosts`: `postgres` at every destination,
+    /// `postgres@offsite` at that one.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
     /// File that `check-s3` writes for the textfile collector of Prometheus' node_exporter; its name must end in `.prom`.

@@ -15,6 +15,7 @@ mod common;
 mod config_invalid;
 mod configuration_doc;
 mod faults;
+mod fleet;
 mod hostile;
 mod kill;
 mod layers;

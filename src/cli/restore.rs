@@ -48,6 +48,7 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
     app.emit(&json!({
         "message_type": "restore", "service": args.service, "id": manifest.id, "from": chosen.place.name(),
         "target": restored.target, "seconds": seconds, "counts": restored.counts,
+        "captured": manifest.counts,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
     let counts: Vec<String> = restored.counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
