@@ -104,6 +104,13 @@ class Machine:
             raise AssertionError(f"{command}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}")
         return ran.stdout
 
+    def start(self, *units):
+        """Starts units one after another, and tells what they said when one fails."""
+        for unit in units:
+            ran = self.ran(f"systemctl start {unit}")
+            if ran.returncode != 0:
+                raise AssertionError(f"{unit} failed:\n" + self.ssh(f"journalctl --no-pager -o cat -u {unit}"))
+
     def mails(self):
         """What its sendmail was given so far, one text per mail."""
         try:

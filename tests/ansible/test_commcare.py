@@ -45,7 +45,7 @@ class Mapping(unittest.TestCase):
     def test_everything_on(self):
         hosts = mapped(
             backup_postgres="dump", postgres_s3=True, postgresql_backup_days=1, postgres_backup_hourly=True, postgresql_backup_hours=7,
-            postgresql_version=14, postgresql_port="5433", backup_couch=True, couch_s3=True, COUCH_USERNAME="c",
+            postgresql_version=14, postgresql_port="5433", backup_couch=True, couch_s3=True, COUCH_USERNAME="c", COUCH_PASSWORD="p",
             backup_blobdb="yes", blobdb_s3=True, blobdb_user="cchq", blobdb_snapshot_bucket="blobs",
             backup_es_s3=True, es_local_repo=True, aws_region="eu-west-1", aws_endpoint="s3.eu-west-1.amazonaws.com",
             AMAZON_S3_ACCESS_KEY="key", AMAZON_S3_SECRET_KEY="secret", nadir_hour=22, encrypted_root="/data",
@@ -53,13 +53,14 @@ class Mapping(unittest.TestCase):
         db1 = hosts["db1"]
         self.assertEqual(db1["problems"], [])
         self.assertEqual(db1["email"], ["a@example.com", "b@example.com"])
-        self.assertEqual(db1["secrets"], {"s3": {"access_key": "key", "secret_key": "secret"}})
+        self.assertEqual(db1["secrets"], {"s3": {"access_key": "key", "secret_key": "secret"}, "couchdb": {"content": "p"}})
         self.assertEqual(db1["mapping"]["hours"], [0, 1, 3, 6, 9, 12, 15, 18, 21, 22, 23])
         self.assertEqual(db1["mapping"]["services"]["postgres"], {
             "postgres": {"method": "dump", "port": 5433, "bin_dir": "/usr/lib/postgresql/14/bin"}, "user": "postgres",
             "backup_dir": "/data/backups/postgresql", "destinations": ["s3-postgres"], "keep": {"daily": 2, "weekly": 3, "hourly": 3}})
         self.assertEqual(db1["mapping"]["services"]["couchdb"], {
-            "couchdb": {"data_dir": "/data/couchdb2", "url": "http://127.0.0.1:15984"}, "user": "couchdb",
+            "couchdb": {"data_dir": "/data/couchdb2", "url": "http://127.0.0.1:15984", "username": "c",
+                        "password": {"file": "/etc/backstay/credentials/couchdb"}}, "user": "couchdb",
             "backup_dir": "/data/backups/couchdb2", "destinations": ["s3-couchdb"], "keep": {"daily": 3, "weekly": 3}})
         versioned = {"key_style": "versioned", "sse": "aes256", "region": "eu-west-1", "credentials": {"file": "/etc/backstay/credentials/s3"}}
         self.assertEqual(db1["mapping"]["destinations"], {

@@ -3,16 +3,22 @@
 The tests of a class are steps of one story, in the order of their names: `-f` stops at the first that fails.
 """
 
+import functools
+import hashlib
+import http.server
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
+import threading
 import unittest
 
 from fleet import ACCESS, SECRET, Fleet, Gateway, Machine, wait_until
 
 DEPLOY = "backstay.backstay.deploy"
 PROGRAM = pathlib.Path(os.environ["BACKSTAY"])
+VERSION = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
 # What must be nowhere to be seen.
 PLANTED = "planted-9vR2xq7LwT"
 ROWS = "select count(*), md5(string_agg(name, ',' order by id)) from people"
@@ -40,7 +46,7 @@ def by_old_names(machines, program, url):
         "backup_blobdb": True, "blobdb_dir_path": "/srv/files", "postgres_snapshot_bucket": "acme-postgres",
         "blobdb_snapshot_bucket": "acme-blobs", "aws_endpoint": url, "aws_region": "None", "aws_versioning_enabled": False,
         "AMAZON_S3_ACCESS_KEY": ACCESS, "AMAZON_S3_SECRET_KEY": SECRET, "check_s3_backups_email": "ops@example.com",
-        "remote_couch_backup": None, "check_metrics_dir": "/var/tmp",
+        "remote_couch_backup": None, "check_metrics_dir": "/srv/metrics",
     }
     hosts = {name: machine.vars for name, machine in machines.items()}
     hosts["ghost1"] = {}
@@ -53,7 +59,9 @@ def stripped_program(directory):
     """A small copy of the program: it crosses ssh with every first apply."""
     program = pathlib.Path(directory) / "backstay"
     shutil.copy(PROGRAM, program)
-    os.system(f"strip '{program}'")
+    # Where there is no strip, it only takes longer.
+    if shutil.which("strip"):
+        subprocess.run(["strip", program], check=True)
     return program
 
 
@@ -72,6 +80,7 @@ class Story(unittest.TestCase):
         for name in cls.names:
             cls.machines[name] = Machine(name)
             cls.addClassCleanup(cls.machines[name].down)
+            cls.machines[name].ssh("mkdir /srv/metrics")
         cls.db1 = cls.machines["db1"]
         cls.db1.ssh("mkdir -p /srv/files && echo precious >/srv/files/one")
         cls.fleet = Fleet(cls.inventory())
@@ -129,7 +138,7 @@ class Short(Story):
         self.assertEqual(self.db1.ssh("stat -c '%a %U' /etc/backstay/credentials/planted"), "600 root\n")
         self.assertEqual(self.db1.ssh("cat /etc/backstay/credentials/planted"), PLANTED)
         self.assert_unchanged(self.deploy("--tags", "backups"))
-        self.db1.ssh("systemctl start backstay-backup.service backstay-check.service")
+        self.db1.start("backstay-backup.service", "backstay-check.service")
         self.assertEqual(len(self.db1.points("postgres", "local")), 1)
 
     def test_4_a_wrong_configuration_fails_in_check_mode_too(self):
@@ -137,12 +146,30 @@ class Short(Story):
         self.assertNotEqual(played.code, 0)
         self.assertIn("unknown key", played.output)
 
-    def test_5_cron_takes_the_place_of_the_timers(self):
+    def test_5_a_download_is_taken_only_with_the_right_checksum(self):
+        at = pathlib.Path(self.temporary.name)
+        new = at / "new"
+        new.write_bytes(self.program.read_bytes() + b"\0" * 16)
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=at)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = {"agent_binary_src": "", "agent_binary_url": f"http://127.0.0.1:{server.server_port}/new"}
+        installed = self.db1.root / "usr/local/bin/backstay"
+        wrong = self.fleet.play(DEPLOY, "--tags", "agent_install", agent_binary_checksum="sha256:" + "0" * 64, **there)
+        self.assertNotEqual(wrong.code, 0)
+        self.assertEqual(installed.read_bytes(), self.program.read_bytes())
+        checksum = "sha256:" + hashlib.sha256(new.read_bytes()).hexdigest()
+        self.deploy("--tags", "agent_install", agent_binary_checksum=checksum, agent_version=VERSION, **there)
+        self.assertEqual(installed.read_bytes(), new.read_bytes())
+
+    def test_6_cron_takes_the_place_of_the_timers(self):
         self.deploy("--tags", "cron", agent_scheduler="cron", check_scheduler="cron")
         self.assertEqual(self.db1.ssh("systemctl list-timers --all --no-legend 'backstay*'"), "")
         self.assertEqual(self.db1.ssh("ls /etc/cron.d | grep backstay"), "backstay\nbackstay-check\n")
 
-    def test_6_it_goes_and_leaves_the_backups(self):
+    def test_7_it_goes_and_leaves_the_backups(self):
         self.fleet.done("backstay.backstay.uninstall")
         self.assert_everything_is_gone()
         self.assertEqual(len(list((self.db1.root / "opt/backups/postgresql").glob("postgres_test_*/manifest.json"))), 1)
@@ -260,7 +287,7 @@ class Whole(Story):
         self.assertEqual(self.psql(ROWS), self.rows)
 
     def test_08_the_monitoring_host_reports_all_of_it(self):
-        self.db1.ssh("systemctl start backstay-check.service")
+        self.db1.start("backstay-check.service")
         self.assertIn("[OK] postgres", self.status())
         self.assertIn("[OK] postgres", self.db1.ssh("check_s3_backup.py postgres"))
         self.assertEqual(self.db1.mails(), [])
@@ -269,7 +296,7 @@ class Whole(Story):
         self.assertIn("[OK] postgres weekly at s3-postgres", said)
         self.assertIn("[OK] blobdb weekly at s3-blobdb", said)
         self.assertIn("ghost1 blobdb at s3-blobdb: has no complete", said)
-        self.assertIn("ghost1", (self.monitor1.root / "var/tmp/backstay-fleet.prom").read_text())
+        self.assertIn("ghost1", (self.monitor1.root / "srv/metrics/backstay-fleet.prom").read_text())
         [mail] = self.monitor1.mails()
         self.assertIn("ghost1", mail)
         self.assertIn("To: ops@example.com", mail)
@@ -278,8 +305,7 @@ class Whole(Story):
         self.deploy("--tags", "agent_credentials", "--limit", "db1", AMAZON_S3_SECRET_KEY="wrong")
         self.forget_points()
         self.db1.ran("systemctl start backstay-check.service")
-        [mail] = self.db1.mails()
-        self.assertIn("UNKNOWN", mail)
+        self.assertIn("UNKNOWN", "".join(self.db1.mails()))
         self.assertIn("[UNKNOWN]", self.status())
         self.db1.forget_mails()
         self.assertNotEqual(self.db1.ran("systemctl start backstay-backup.service").returncode, 0)
@@ -306,7 +332,7 @@ class Whole(Story):
         self.assertEqual(self.db1.ssh("systemctl is-enabled backstay-backup.timer backstay-check.timer"), "enabled\nenabled\n")
         self.db1.ssh("test -x /usr/local/sbin/restore_from_backup.sh")
         self.forget_points()
-        self.db1.ssh("systemctl start backstay-backup.service backstay-check.service")
+        self.db1.start("backstay-backup.service", "backstay-check.service")
 
     def test_12_an_upgrade_does_not_disturb_a_running_backup(self):
         new = pathlib.Path(self.temporary.name) / "new"
@@ -314,11 +340,10 @@ class Whole(Story):
         # Stopped at its first breath: the shell waits for it, and stops it before anything is read from it.
         slow = self.db1.root / "var/tmp/slow"
         slow.mkdir()
-        for name in ("pg_basebackup", "psql"):
-            self.db1.ssh(f"ln -s $(ls -d /usr/lib/postgresql/*/bin/{name}) /var/tmp/slow/{name}.real")
-        (slow / "pg_basebackup").write_text('#!/bin/sh\necho $$ >/var/tmp/slow/pid\nkill -STOP $$\nexec "$0.real" "$@"\n')
-        (slow / "psql").write_text('#!/bin/sh\nexec "$0.real" "$@"\n')
-        self.db1.ssh("chmod 777 /var/tmp/slow; chmod 755 /var/tmp/slow/pg_basebackup /var/tmp/slow/psql")
+        self.db1.ssh("chmod 777 /var/tmp/slow; ln -s /usr/lib/postgresql/*/bin/* /var/tmp/slow; mv /var/tmp/slow/pg_basebackup /var/tmp/slow/real")
+        (slow / "pg_basebackup").write_text(
+            "#!/bin/sh\nif [ ! -e /var/tmp/slow/pid ]; then echo $$ >/var/tmp/slow/pid; kill -STOP $$; fi\nexec /var/tmp/slow/real \"$@\"\n")
+        self.db1.ssh("chmod 755 /var/tmp/slow/pg_basebackup")
         config = self.db1.root / "etc/backstay/backstay.yml"
         text = config.read_text()
         config.write_text(text.replace("method: plain", "method: plain\n      bin_dir: /var/tmp/slow"))

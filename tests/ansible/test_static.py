@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -143,6 +144,37 @@ class Playbooks(unittest.TestCase):
         self.assertEqual(names, expected.splitlines())
 
 
+class Documents(unittest.TestCase):
+    def test_the_commands_and_the_inventory_of_the_pages_are_right(self):
+        page = (ROOT / "docs/ansible.md").read_text()
+        inventory = re.search(r"```yaml\n(all:.*?)```", page, re.S).group(1)
+        commands = []
+        for name in ("README.md", "docs/ansible.md", "docs/commcare.md"):
+            for block in re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(), re.S):
+                commands += [line for line in block.splitlines() if line.startswith("ansible-playbook ")]
+        self.assertGreater(len(commands), 5)
+        with tempfile.TemporaryDirectory() as directory:
+            (pathlib.Path(directory) / "hosts.yml").write_text(inventory)
+            for command in sorted(set(commands)):
+                checked = run("ansible-playbook", *shlex.split(command)[1:], "--syntax-check", cwd=directory)
+                self.assertEqual(checked.returncode, 0, f"{command}: {checked.stderr}")
+        everything = yaml.safe_load(inventory)["all"]["children"]["backstay"]
+        for name, host in everything["hosts"].items():
+            config = {"host": name, "destinations": {**everything["vars"]["agent_destinations"], **host.get("check_fleet_destinations", {})},
+                      "services": host.get("agent_services", {})}
+            checked = subprocess.run(
+                [os.environ["BACKSTAY"], "config", "check", "--file", "-"], input=yaml.safe_dump(config), capture_output=True, text=True,
+                check=False)
+            self.assertEqual(checked.returncode, 0, checked.stderr)
+
+    def test_every_role_and_playbook_is_in_the_pages(self):
+        pages = "".join((ROOT / name).read_text() for name in ("docs/ansible.md", "docs/commcare.md"))
+        for role in ROLES:
+            self.assertTrue(f"roles/{role}/README.md" in pages or f"backstay.backstay.{role}`" in pages, role)
+        for path in (ROOT / "playbooks").glob("*.yml"):
+            self.assertTrue(f"backstay.backstay.{path.stem}" in pages or path.stem in ("restore_couchdb", "restore_elasticsearch"), path)
+
+
 class Rendered(unittest.TestCase):
     """What the templates give, judged by the tools that will read it. $BACKSTAY is the program."""
 
@@ -173,7 +205,7 @@ class Rendered(unittest.TestCase):
 
     def test_scripts_are_good(self):
         scripts = [path for path in self.dir.iterdir() if path.read_text().startswith("#!")]
-        self.assertEqual(len(scripts), 5)
+        self.assertEqual(len(scripts), 6)
         checked = run("shellcheck", *map(str, scripts))
         self.assertEqual(checked.returncode, 0, checked.stdout)
 
