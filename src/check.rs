@@ -173,13 +173,15 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             }
         };
         let expect = &engine.config.check.expect;
-        let mut wanted: BTreeSet<(&String, &String)> = BTreeSet::new();
-        for (host, services) in found.iter().chain(expect) {
-            wanted.extend(services.iter().map(|s| (host, s)));
-        }
+        let expected: BTreeSet<(&String, &str)> = expect
+            .iter()
+            .flat_map(|(host, all)| all.iter().filter_map(move |s| Some((host, expected_at(s, place.name())?))))
+            .collect();
+        let there = found.iter().flat_map(|(host, services)| services.iter().map(move |s| (host, s.as_str())));
+        let wanted: BTreeSet<(&String, &str)> = there.chain(expected.iter().copied()).collect();
         for (host, service) in wanted {
             let at = Watched { host, service, destination: place.name() };
-            if !expect.is_empty() && !expect.get(host).is_some_and(|services| services.contains(service)) {
+            if !expect.is_empty() && !expected.contains(&(host, service)) {
                 done.push(checked(&at, Freshness::unexpected(&at)));
                 continue;
             }
@@ -201,6 +203,14 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             .hint("configure `destinations`, and name hosts and services in `check.expect`."));
     }
     Ok(done)
+}
+
+/// The service that `expected` (`postgres`, or `postgres@offsite`) says must be at this destination.
+fn expected_at<'a>(expected: &'a str, destination: &str) -> Option<&'a str> {
+    match expected.split_once('@') {
+        None => Some(expected),
+        Some((service, at)) => (at == destination).then_some(service),
+    }
 }
 
 fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue, now: DateTime<Utc>) -> Checked {

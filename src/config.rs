@@ -233,7 +233,8 @@ pub struct Check {
     /// Greatest age of the last drill that went well, such as `8d`; without it a missing drill does not alarm.
     #[serde(default)]
     pub max_drill_age: Option<Span>,
-    /// Which services must be there, per host, for `check-s3 --all-hosts`; without it, all that are found.
+    /// Which services must be there, per host, for `check-s3 --all-hosts`: `postgres` at every destination,
+    /// `postgres@offsite` at that one. Without it, all that are found.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
     /// File that `check-s3` writes for the textfile collector of Prometheus' node_exporter; its name must end in `.prom`.

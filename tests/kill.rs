@@ -116,6 +116,42 @@ fn a_signal_reaches_a_run_as_another_user() {
     assert_eq!((d.files(), d.listed()), (files, listed));
 }
 
+#[test]
+fn a_run_as_another_user_survives_an_upgrade_and_needs_no_open_umask() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let d = Fake::new("    user: nobody\n");
+    let root = d.root();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    std::fs::create_dir(d.path("blobs")).unwrap();
+    std::fs::write(d.path("blobs/one"), "one").unwrap();
+    let more = format!(
+        "  zblobs:\n    blobdir: {{path: {root}/blobs}}\n    user: nobody\n    after: [db]\n    destinations: [second]\n    \
+         keep: {{daily: 7}}\n"
+    );
+    d.configure(&(std::fs::read_to_string(d.path("backstay.yml")).unwrap() + &more));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(d.dir.path(), mode).unwrap();
+    for dir in [".", "local", "second"] {
+        std::fs::create_dir_all(d.path(dir)).unwrap();
+        std::os::unix::fs::chown(d.path(dir), Some(nobody.uid.as_raw()), Some(nobody.gid.as_raw())).unwrap();
+    }
+    std::fs::copy(env!("CARGO_BIN_EXE_backstay"), d.path("program")).unwrap();
+    std::fs::write(d.path("other"), "#!/bin/sh\nexit 3\n").unwrap();
+    // While the first service is captured, another program takes the place of this one, as an upgrade does.
+    d.behave(&format!("mv -f {root}/other {root}/program\n{WHOLE}"));
+    let plain = d.command(&["backup"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(d.path("program")).args(plain.get_args());
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{out:#?}");
+    assert!(!d.path("other").exists(), "it was replaced");
+    let listed = d.listed();
+    assert_eq!(listed.at("second").len(), 2, "{listed:#?}");
+}
+
 /// Runs a backup under `strace`, which sends `signal` with the n-th call of one kind in each thread.
 fn killed_at(d: &Fake, call: &str, n: usize, signal: &str) -> std::process::ExitStatus {
     let plain = d.command(&["backup", "--manual"]);

@@ -18,6 +18,7 @@ mod configuration_doc;
 mod couchdb;
 mod drill;
 mod faults;
+mod fleet;
 mod format;
 mod formats;
 mod hostile;

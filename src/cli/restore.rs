@@ -50,6 +50,7 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
     app.emit(&json!({
         "message_type": "restore", "service": args.service, "id": manifest.id, "from": chosen.place.name(),
         "target": restored.target, "seconds": seconds, "counts": restored.counts,
+        "captured": manifest.counts,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
     let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };

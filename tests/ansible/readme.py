@@ -42,7 +42,7 @@ def default(option):
 def kind(option):
     if "choices" in option:
         return ", ".join(f"`{choice}`" for choice in option["choices"])
-    names = {"str": "text", "int": "number", "bool": "`true` or `false`", "dict": "mapping", "raw": "any"}
+    names = {"str": "text", "int": "number", "bool": "`true` or `false`", "dict": "mapping", "raw": "as before"}
     if option["type"] == "list":
         return "list of " + names[option["elements"]]
     return names[option["type"]]

@@ -26,8 +26,12 @@ impl Found {
         for (host, services) in &check.expect {
             self.at(&["expect", host], |f| {
                 f.name("", "a host", host);
-                for (index, service) in services.iter().enumerate() {
-                    f.name(&index.to_string(), "a service", service);
+                for (index, expected) in services.iter().enumerate() {
+                    let (service, at) = expected.split_once('@').unzip();
+                    f.name(&index.to_string(), "a service", service.unwrap_or(expected));
+                    if at.is_some_and(|at| !config.destinations.contains_key(at)) {
+                        f.wrong(&index.to_string(), format!("there is no destination \"{}\"", at.unwrap_or_default()));
+                    }
                 }
             });
         }
