@@ -52,6 +52,9 @@ pub struct Point {
     pub folder: String,
     /// Artefacts that are not there, or not with the stored length; `None` where that could not be seen.
     pub missing: Vec<String>,
+    /// Why it could not be found out whether the snapshots that its store keeps are there; empty = they are, or it has
+    /// none. Set by `held::attest`.
+    pub unseen: Vec<String>,
 }
 
 impl Point {
@@ -202,7 +205,7 @@ fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[O
         })
         .map(|a| a.name.clone())
         .collect();
-    Point { manifest: Arc::new(manifest), manifest_at, folder, missing }
+    Point { manifest: Arc::new(manifest), manifest_at, folder, missing, unseen: Vec::new() }
 }
 
 async fn read_versioned(place: &Place, root: &str, out: &mut Catalogue) -> Result<()> {
@@ -261,7 +264,7 @@ fn versioned_point(m: Manifest, at: Location, folder: String, objects: &[ObjectM
         .filter(|a| !objects.iter().any(|o| o.location.key == a.location.key && o.bytes == a.stored_bytes))
         .map(|a| a.name.clone())
         .collect();
-    Point { manifest: Arc::new(m), manifest_at: at, folder, missing }
+    Point { manifest: Arc::new(m), manifest_at: at, folder, missing, unseen: Vec::new() }
 }
 
 /// Hosts and their services found at `place`.

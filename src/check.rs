@@ -12,6 +12,9 @@ use crate::catalogue::{self, Catalogue, Place};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
+use crate::held;
+use crate::held::bucket::{self, NotOffSite};
+use crate::layout::Layout;
 use crate::units::{Cadence, Span};
 
 /// Name of the status file in a `backup_dir`.
@@ -60,13 +63,34 @@ pub async fn this_host(engine: &Engine, services: &[String]) -> Result<Vec<Check
         let read = join_all(watched.iter().map(|p| catalogue::read(p, &host, service))).await;
         for (place, catalogue) in watched.into_iter().zip(read) {
             let at = Watched { host: &host, service, destination: place.name() };
-            checked.push(match catalogue {
-                Ok(catalogue) => judge(&at, &catalogue, place.keep.cadences(), &max_age, now),
+            checked.push(match attested(engine, &at, place, catalogue).await {
+                Ok((catalogue, not_off_site)) => {
+                    judge(&at, &catalogue, &not_off_site, place.keep.cadences(), &max_age, now)
+                }
                 Err(err) => unreadable(&at, &err),
             });
         }
     }
     Ok(checked)
+}
+
+/// Whether the snapshots that stores keep themselves are there: in the directory of a service, by its store's word; at
+/// destinations, by their buckets first.
+async fn attested(
+    engine: &Engine,
+    at: &Watched<'_>,
+    place: &Place,
+    catalogue: Result<Catalogue>,
+) -> Result<(Catalogue, NotOffSite)> {
+    let mut catalogue = catalogue?;
+    if place.layout == Layout::Local {
+        let mut one = [Ok(catalogue)];
+        held::attest(engine, at.service, at.host, &mut one).await;
+        let [only] = one;
+        return only.map(|c| (c, NotOffSite::default()));
+    }
+    let not_off_site = bucket::attest_off_site(engine, at.service, at.host, place, &mut catalogue).await;
+    Ok((catalogue, not_off_site))
 }
 
 fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
@@ -77,6 +101,7 @@ fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
 fn judge(
     at: &Watched<'_>,
     catalogue: &Catalogue,
+    not_off_site: &NotOffSite,
     enabled: impl IntoIterator<Item = Cadence>,
     max_age: &BTreeMap<Cadence, Span>,
     now: DateTime<Utc>,
@@ -84,6 +109,14 @@ fn judge(
     let seen: Vec<SeenPoint> = catalogue.points.iter().map(seen).collect();
     let mut freshness = freshness::judge(at, &seen, enabled, max_age, now);
     freshness.note_strangers(at, &damaged_manifests(catalogue));
+    if not_off_site.points > 0 {
+        let repositories: Vec<&str> = not_off_site.repositories.iter().map(String::as_str).collect();
+        freshness.note_not_off_site(at, not_off_site.points, &repositories.join(", "));
+    }
+    let unseen: Vec<&catalogue::Point> = catalogue.points.iter().filter(|p| !p.unseen.is_empty()).collect();
+    if let Some(newest) = unseen.last() {
+        freshness.note_unseen(at, unseen.len(), &newest.unseen.join("; "));
+    }
     checked(at, freshness)
 }
 
@@ -140,8 +173,9 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
         }
         for (host, service) in &wanted {
             let at = Watched { host, service, destination: place.name() };
-            done.push(match catalogue::read(&place, host, service).await {
-                Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
+            let read = catalogue::read(&place, host, service).await;
+            done.push(match attested(engine, &at, &place, read).await {
+                Ok((catalogue, not_off_site)) => judge_by_own_limits(engine, &at, &catalogue, &not_off_site, now),
                 Err(err) => unreadable(&at, &err),
             });
         }
@@ -153,7 +187,13 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
     Ok(done)
 }
 
-fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue, now: DateTime<Utc>) -> Checked {
+fn judge_by_own_limits(
+    engine: &Engine,
+    at: &Watched<'_>,
+    catalogue: &Catalogue,
+    not_off_site: &NotOffSite,
+    now: DateTime<Utc>,
+) -> Checked {
     let newest = catalogue.points.iter().rev().find(|p| p.is_whole());
     let mut max_age: BTreeMap<Cadence, Span> = newest
         .map(|p| p.manifest.limits.max_age_seconds.iter().map(|(c, s)| (*c, Span::from_secs(*s))).collect())
@@ -166,7 +206,7 @@ fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue,
             *own = *limit;
         }
     }
-    judge(at, catalogue, max_age.keys().copied().collect::<Vec<_>>(), &max_age, now)
+    judge(at, catalogue, not_off_site, max_age.keys().copied().collect::<Vec<_>>(), &max_age, now)
 }
 
 /// Writes the status file of one service into its `backup_dir`, whole or not at all, readable by all.

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod freshness;
+pub mod held;
 pub mod layout;
 pub mod lock;
 pub mod manifest;

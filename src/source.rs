@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artefact::ArtefactSink;
 use crate::config::SourceConfig;
-use crate::error::Result;
-use crate::manifest::{Artefact, Consistency, Manifest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{Artefact, Consistency, External, Manifest};
 use crate::monitor::Monitor;
 use crate::units::Clock;
 
@@ -37,6 +37,12 @@ pub struct Context {
     pub monitor: Arc<dyn Monitor>,
     /// The manifest of the newest complete point of this service, if there is one.
     pub previous: Option<Arc<Manifest>>,
+    /// This installation's id: marks what a store keeps for it.
+    pub agent_id: String,
+    /// Id of the point that is being made; `None` outside of a backup.
+    pub point: Option<String>,
+    /// Ids of points of this service that were begun and came to nothing: `cleanup` removes what the store keeps of them.
+    pub unfinished: Vec<String>,
 }
 
 /// A store that can be backed up: one value per configured service.
@@ -64,6 +70,51 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// Removes what an interrupted run of this service left on the source side. Idempotent; called before and
     /// after every backup, whatever happened.
     async fn cleanup(&self, cx: &Context) -> Result<()>;
+    /// The snapshots that the store itself keeps for this service; none for stores that keep none. An error of one
+    /// repository does not hide the others.
+    async fn held(&self, _: &Context) -> Result<Vec<Repository>> {
+        Ok(Vec::new())
+    }
+    /// Removes one snapshot that the store keeps. Refuses one that this service and agent did not make; that it is gone
+    /// already is no error.
+    async fn forget(&self, _: &Context, _: &External) -> Result<()> {
+        Err(Error::new(ErrorKind::Internal, format!("{} keeps no snapshots", self.kind())))
+    }
+}
+
+/// A place at the store where it keeps snapshots.
+#[derive(Debug)]
+pub struct Repository {
+    /// Its name at the store.
+    pub name: String,
+    /// What it holds of this service, of any agent; an error when it could not be found out.
+    pub held: Result<Vec<Held>>,
+}
+
+/// A snapshot that a store keeps.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// As a manifest names it.
+    pub external: External,
+    /// Id of the point that it was made for.
+    pub point: String,
+    /// Whether this installation made it.
+    pub ours: bool,
+    /// What the store says of it.
+    pub state: HeldState,
+}
+
+/// What a store says of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldState {
+    /// All of it is there.
+    Whole,
+    /// Something is missing in it.
+    Partial,
+    /// It is still being made.
+    Running,
+    /// It cannot be used.
+    Failed,
 }
 
 /// Answer of [`Source::probe`].
@@ -95,6 +146,11 @@ pub struct Captured {
     pub warnings: Vec<String>,
     /// Reasons why this point is *suspect*; empty for a good one.
     pub suspect: Vec<String>,
+    /// Snapshots of this point that the store itself keeps.
+    pub external: Vec<External>,
+    /// What was to be made besides, and was not, each with its reason: the point is *incomplete*, and nothing is pruned.
+    /// For the person at the terminal, not for the manifest: names are allowed.
+    pub missed: Vec<String>,
 }
 
 /// Plain bytes of one artefact. End of file is returned only after length and digests matched the manifest;

@@ -36,7 +36,7 @@ pub struct Report {
 /// Verifies one point at one place. Damage is a problem in the report; an error means that it could not be looked at.
 pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Level) -> Result<Report> {
     let manifest = &chosen.point.manifest;
-    let missing = chosen.point.missing.iter().map(|a| format!("artefact {a:?} is missing or has the wrong length"));
+    let missing = chosen.point.missing.iter().map(|a| missing_text(a));
     let mut report = Report {
         place: chosen.place.name().to_owned(),
         id: manifest.id.clone(),
@@ -44,6 +44,10 @@ pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Leve
         counts: BTreeMap::new(),
         problems: missing.collect(),
     };
+    if let Some(why) = chosen.point.unseen.first() {
+        let text = format!("could not find out whether the snapshots of {} are there", manifest.id);
+        return Err(Error::new(ErrorKind::Unavailable, text).caused_by(why.clone()));
+    }
     let present = manifest.artefacts.iter().filter(|a| !chosen.point.missing.contains(&a.name));
     if level >= Level::Digest {
         for artefact in present {
@@ -75,6 +79,13 @@ pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Leve
         }
     }
     Ok(report)
+}
+
+fn missing_text(what: &str) -> String {
+    if what.starts_with("snapshot ") {
+        return what.to_owned();
+    }
+    format!("artefact {what:?} is missing or has the wrong length")
 }
 
 fn note(report: &mut Report, outcome: Result<()>) -> Result<()> {

@@ -35,6 +35,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("check", 4),
     ("demo", 4),
     ("engine", 4),
+    ("held", 4),
     ("lock", 4),
     ("prune", 4),
     ("restore", 4),

@@ -27,7 +27,8 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
                 }
             };
             for host in hosts {
-                match catalogue::read(&place, &host, &service).await {
+                let read = engine.catalogues(std::slice::from_ref(&place), &host, &service).await;
+                match read.into_iter().next().unwrap_or_else(|| Ok(Catalogue::default())) {
                     Ok(found) => show(app, &engine, &place, &found, &mut table),
                     Err(err) => {
                         app.complain(&err);
@@ -79,6 +80,7 @@ fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, table: &mu
         let m = &point.manifest;
         let state = match m.state {
             _ if !point.is_whole() => "INCOMPLETE",
+            _ if !point.unseen.is_empty() => "UNKNOWN",
             State::Complete => "complete",
             State::Suspect => "suspect",
         };
@@ -87,9 +89,14 @@ fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, table: &mu
             "message_type": "restore_point", "id": m.id, "service": m.service, "host": m.host, "destination": place.name(),
             "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started, "age_seconds": age,
             "plain_bytes": m.plain_bytes(), "stored_bytes": m.stored_bytes(), "state": state.to_lowercase(),
-            "suspect_reasons": m.suspect_reasons, "missing": point.missing, "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
+            "suspect_reasons": m.suspect_reasons, "missing": point.missing, "unseen": point.unseen, "external": m.external,
+            "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
             "agent_id": m.agent.id, "warnings": m.warnings,
         }));
+        if let Some(why) = point.unseen.first().filter(|_| point.is_whole()) {
+            let text = format!("{}: whether the snapshots of {} are there is not known: {why}", place.name(), m.id);
+            table.remarks.push(text);
+        }
         let age = if age < 0 { format!("in {}", human_age(-age)) } else { human_age(age) };
         let size = Bytes(m.stored_bytes()).to_string();
         table.rows.push([m.id.clone(), place.name().to_owned(), age, size, state.to_owned(), m.host.clone()]);

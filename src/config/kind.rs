@@ -1,12 +1,13 @@
 //! Settings of the kinds of sources and destinations.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::SecretRef;
-use super::{Service, mib};
+use super::{Keep, Service, mib};
 use crate::units::{Bytes, Span};
 
 /// The settings of a service's kind.
@@ -26,6 +27,16 @@ impl Service {
             (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
+    }
+
+    /// For each repository in which the store itself keeps snapshots: how many. No kind has any so far.
+    pub fn repository_keeps(&self) -> BTreeMap<String, Keep> {
+        BTreeMap::new()
+    }
+
+    /// The destination whose keys serve to look into the bucket of a repository.
+    pub fn look_with(&self, _: &str) -> Option<&str> {
+        None
     }
 }
 

@@ -79,6 +79,7 @@ fn lone(manifest: &Manifest) -> Point {
         manifest_at: Location::newest(""),
         folder: String::new(),
         missing: Vec::new(),
+        unseen: Vec::new(),
     }
 }
 

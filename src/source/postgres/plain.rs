@@ -96,6 +96,8 @@ impl Postgres {
             attributes,
             warnings,
             suspect: copied.suspect,
+            external: Vec::new(),
+            missed: Vec::new(),
         })
     }
 
