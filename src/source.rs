@@ -20,6 +20,7 @@ use crate::monitor::Monitor;
 use crate::units::Clock;
 
 pub mod blobdir;
+pub mod elasticsearch;
 pub mod postgres;
 
 /// What every long call is given. Holds no global state.
@@ -201,6 +202,32 @@ pub struct RestoreRequest {
     pub keep_standby: bool,
     /// How long a started server may take to end its recovery.
     pub wait: Option<Duration>,
+    /// Only indices and data streams that match one of these patterns.
+    pub indices: Vec<String>,
+    /// Other names of indices come back too.
+    pub aliases: bool,
+    /// Cluster settings and templates come back too.
+    pub global_state: bool,
+    /// Restore what there is of an index that was not captured whole.
+    pub allow_partial: bool,
+}
+
+impl RestoreRequest {
+    /// For sources without indices: what is asked for must not be ignored.
+    pub(crate) fn refuse_indices(&self) -> Result<()> {
+        let foreign = [
+            ("--index", !self.indices.is_empty()),
+            ("--aliases", self.aliases),
+            ("--global-state", self.global_state),
+            ("--allow-partial", self.allow_partial),
+        ];
+        match foreign.iter().find(|(_, there)| *there) {
+            Some((flag, _)) => {
+                Err(Error::new(ErrorKind::Usage, format!("{flag} is for Elasticsearch and OpenSearch only")))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a restore did.
@@ -235,12 +262,13 @@ pub struct Driver {
 }
 
 /// All kinds, in the order of the documentation.
-pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER];
+pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER, elasticsearch::DRIVER];
 
 /// Turns a service's settings into its source. Does no input or output.
 pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
     match config {
         SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(c.clone())),
         SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
+        SourceConfig::Elasticsearch(c) => Arc::new(elasticsearch::Elasticsearch::new(c.clone())),
     }
 }

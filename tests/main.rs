@@ -14,6 +14,7 @@ mod cli;
 mod common;
 mod config_invalid;
 mod configuration_doc;
+mod elasticsearch;
 mod faults;
 mod hostile;
 mod kill;

@@ -41,6 +41,10 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         start: args.start,
         map: args.map.clone(),
         keep_standby: args.keep_standby,
+        indices: args.index.clone(),
+        aliases: args.aliases,
+        global_state: args.global_state,
+        allow_partial: args.allow_partial,
         wait: args.wait.map(|w| w.0).or(Some(Duration::from_secs(3600))),
     };
     let restored = restore::restore(&engine, &args.service, &chosen, &request).await?;

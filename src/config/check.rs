@@ -10,6 +10,7 @@ use crate::units::{Cadence, Span, is_name};
 
 mod kinds;
 mod mail;
+mod search;
 
 /// Something that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,12 +118,19 @@ impl Found {
 
     fn service(&mut self, name: &str, service: &Service, config: &Config) {
         self.name("", "a service", name);
-        self.one_kind(&[("postgres", service.postgres.is_some()), ("blobdir", service.blobdir.is_some())]);
+        self.one_kind(&[
+            ("postgres", service.postgres.is_some()),
+            ("blobdir", service.blobdir.is_some()),
+            ("elasticsearch", service.elasticsearch.is_some()),
+        ]);
         if let Some(postgres) = &service.postgres {
             self.at(&["postgres"], |f| f.postgres(postgres));
         }
         if let Some(blobdir) = &service.blobdir {
             self.at(&["blobdir"], |f| f.blobdir(blobdir, config));
+        }
+        if let Some(elasticsearch) = &service.elasticsearch {
+            self.at(&["elasticsearch"], |f| f.elasticsearch(elasticsearch, service, config));
         }
         if let Some(dir) = &service.backup_dir {
             self.absolute("backup_dir", dir);

@@ -100,6 +100,7 @@ impl Source for Postgres {
         }
     }
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
+        request.refuse_indices()?;
         match point.manifest.method.as_str() {
             "plain" => self.restore_plain(cx, point, request).await,
             "dump" => self.restore_dump(cx, point, request).await,
