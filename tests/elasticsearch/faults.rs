@@ -24,6 +24,23 @@ fn as_seen(case: &str, change: impl Fn(&mut Value)) -> Reply {
     Reply::Json(200, json!({"snapshots": [snapshot]}))
 }
 
+fn both(s: &mut Value) {
+    s["indices"] = json!(["a", "lost"]);
+}
+
+fn failed(s: &mut Value) {
+    both(s);
+    s["state"] = json!("FAILED");
+}
+
+fn lacks_one(s: &mut Value) {
+    *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a"], "shards": {"total": 3, "failed": 0}});
+}
+
+fn lacks_shards(s: &mut Value) {
+    *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a", "lost"], "shards": {"total": 2, "failed": 0}});
+}
+
 /// What is asked, the answer, the exit code, what is said.
 fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
     let html = "<html><head><title>502 Bad Gateway</title></head></html>";
@@ -33,24 +50,11 @@ fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
             json!({"type": "security_exception", "reason": "no permissions for [cluster:admin/snapshot/create]"});
         Reply::Json(status, json!({"error": error, "status": status}))
     };
-    let all_failed = |s: &mut Value| {
-        s["indices"] = json!(["a", "lost"]);
-    };
-    let failed = |s: &mut Value| {
-        s["state"] = json!("FAILED");
-        s["indices"] = json!(["a", "lost"]);
-    };
-    let lacks_one = |s: &mut Value| {
-        *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a"], "shards": {"total": 3, "failed": 0}});
-    };
-    let lacks_shards = |s: &mut Value| {
-        *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a", "lost"], "shards": {"total": 2, "failed": 0}});
-    };
     vec![
         ("get", as_seen("create-empty-pattern", |_| ()), 69, "it has no shards, whatever its state says"),
         (
             "get",
-            as_seen("full-get", all_failed),
+            as_seen("full-get", both),
             69,
             "all 2 shards failed: index a, shard 0: IOException[No space left on device]",
         ),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::common::search::{Deployment, ELASTICSEARCH, Engine, Node, OPENSEARCH, shared};
+use crate::common::search::{Deployment, ELASTICSEARCH, Node, OPENSEARCH, asked_for, shared};
 
 /// Two repositories, and the indices of one test only: the node is shared.
 fn deployment(node: &Node, name: &str, more: &str) -> Deployment {
@@ -15,10 +15,10 @@ fn deployment(node: &Node, name: &str, more: &str) -> Deployment {
     Deployment::new(&node.url, &search, &format!("    keep: {{daily: 3}}\n{more}"))
 }
 
-fn both(test: impl Fn(&Node, &str)) {
-    for Engine(product, version) in [OPENSEARCH, ELASTICSEARCH] {
-        let Some(node) = shared(Engine(product, version)) else { continue };
-        test(&node, product);
+fn both(test: impl Fn(&Node)) {
+    let engines = asked_for().map_or(vec![OPENSEARCH, ELASTICSEARCH], |e| vec![e]);
+    for node in engines.into_iter().filter_map(shared) {
+        test(&node);
     }
 }
 
@@ -50,7 +50,7 @@ fn by_hand(node: &Node, point: &Path) -> String {
 
 #[test]
 fn what_is_captured_comes_back_document_by_document() {
-    both(|node, _| {
+    both(|node| {
         let names = ["whole-a", "whole-b.2026.11.21", "whole-c_d"];
         for (n, name) in names.iter().enumerate() {
             node.fill(name, 50 * (n + 1), 1 + u32::try_from(n).unwrap());
@@ -101,7 +101,7 @@ fn what_is_captured_comes_back_document_by_document() {
 
 #[test]
 fn indices_that_are_there_are_replaced_only_after_the_new_ones_were_counted() {
-    both(|node, _| {
+    both(|node| {
         node.fill("swap-a", 20, 1);
         node.fill("swap-b", 30, 2);
         let at = deployment(node, "swap", "");
@@ -149,7 +149,7 @@ fn indices_that_are_there_are_replaced_only_after_the_new_ones_were_counted() {
 
 #[test]
 fn retention_removes_only_what_this_service_made() {
-    both(|node, _| {
+    both(|node| {
         node.fill("keep-a", 10, 1);
         let at = deployment(node, "keep", "");
         at.run(&["backup"]).ok();
@@ -179,7 +179,7 @@ fn retention_removes_only_what_this_service_made() {
 
 #[test]
 fn a_point_whose_snapshots_are_gone_is_not_whole() {
-    both(|node, _| {
+    both(|node| {
         node.fill("gone-a", 10, 1);
         let at = deployment(node, "gone", "");
         at.run(&["backup"]).ok();
@@ -204,7 +204,7 @@ fn a_point_whose_snapshots_are_gone_is_not_whole() {
 
 #[test]
 fn the_cluster_says_no_and_the_person_is_told_what_to_do() {
-    both(|node, _| {
+    both(|node| {
         node.fill("refuse-a", 10, 1);
         let search = |text: &str| {
             format!("      include: ['refuse-*']\n      wait_for_others: 5m\n      repositories: {{refuse: {text}}}\n")
