@@ -50,6 +50,8 @@ fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
             json!({"type": "security_exception", "reason": "no permissions for [cluster:admin/snapshot/create]"});
         Reply::Json(status, json!({"error": error, "status": status}))
     };
+    let error = json!({"type": "index_not_found_exception", "reason": "no such index [lost]"});
+    let deleted = Reply::Json(404, json!({"error": error, "status": 404}));
     vec![
         ("get", as_seen("create-empty-pattern", |_| ()), 69, "it has no shards, whatever its state says"),
         (
@@ -77,6 +79,7 @@ fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
         ("create", refused(401), 77, "hint: check `username` and `password`, or `api_key`, of the service."),
         ("create", refused(403), 77, "hint: grant the user what docs/elasticsearch.md lists under \"Rights\"."),
         ("create", refused(500), 69, "no permissions for [cluster:admin/snapshot/create] (HTTP status 500)"),
+        ("create", deleted, 66, "no such index [lost] (HTTP status 404)"),
         ("create", Reply::Json(200, json!({})), 69, "the cluster did not accept snapshot"),
         ("create", Reply::Hang, 69, "the cluster did not answer PUT /_snapshot/r/"),
         ("create", Reply::Half, 69, "caused by: could not begin snapshot"),

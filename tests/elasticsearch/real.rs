@@ -238,3 +238,60 @@ fn the_cluster_says_no_and_the_person_is_told_what_to_do() {
         node.must("DELETE", "/refuse-*", None);
     });
 }
+
+/// Directories of this name.
+fn directories(dir: &Path, name: &str) -> Vec<PathBuf> {
+    let below = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir());
+    below
+        .flat_map(|p| {
+            let mut found = directories(&p, name);
+            found.extend(p.ends_with(name).then_some(p));
+            found
+        })
+        .collect()
+}
+
+#[test]
+fn one_index_made_partial_on_purpose_is_told_and_prunes_nothing() {
+    both(|node| {
+        node.fill("torn-a", 10, 1);
+        node.fill("torn-b", 40, 2);
+        let search = "      include: ['torn-*']\n      wait_for_others: 5m\n      repositories: {torn: {fs: {location: torn}}}\n";
+        let at = Deployment::new(&node.url, search, "    keep: {daily: 1}\n");
+        at.run(&["backup"]).ok();
+        let good = at.points();
+        // Only torn-b has a shard 1, and nothing new may be written for it.
+        let shard = directories(&node.dir.join("repo/torn"), "1");
+        assert_eq!(shard.len(), 1, "{shard:?}");
+        let allow = |mode: u32| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&shard[0], mode).unwrap();
+        };
+        allow(0o555);
+        node.fill("torn-b", 60, 2);
+        let ran = at.run(&["backup", "--cadence", "daily"]);
+        allow(0o755);
+        assert_eq!(ran.code, 10, "{ran:#?}");
+        assert!(ran.stderr.contains(" is suspect"), "{ran:#?}");
+        assert!(ran.stderr.contains("is PARTIAL: 1 of 3 shards failed: index torn-b, shard 1: "), "{ran:#?}");
+        assert!(ran.stderr.contains("AccessDenied"), "{ran:#?}");
+        let points = at.points();
+        assert_eq!((points.len(), &points[0]), (2, &good[0]), "nothing was pruned");
+        assert_eq!((points[1].1.as_str(), node.snapshots("torn").len()), ("suspect", 2));
+
+        node.must("DELETE", "/torn-*", None);
+        let refused = at.run(&["restore", "search", &points[1].0]);
+        assert_eq!(refused.code, 73, "{refused:#?}");
+        assert!(refused.stderr.contains("index torn-b is not whole in the snapshot"), "{refused:#?}");
+        assert!(refused.stderr.contains("hint: pass --allow-partial"), "{refused:#?}");
+        node.ask("DELETE", "/torn-*", None);
+        let said = at.run(&["restore", "search", &points[1].0, "--allow-partial"]).ok();
+        assert!(said.contains("note: lost: 1 of 2 shards of index torn-b"), "{said}");
+        assert_eq!(node.documents("torn-a").len(), 10);
+        assert!(node.documents("torn-b").len() < 60);
+        node.must("DELETE", "/torn-*", None);
+        at.run(&["restore", "search"]).ok();
+        assert_eq!(node.documents("torn-b").len(), 40, "latest is the last good one");
+        node.must("DELETE", "/torn-*", None);
+    });
+}
