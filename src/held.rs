@@ -127,6 +127,7 @@ pub fn decide(
                 agent_id: if h.ours { policy.agent_id.to_owned() } else { "another".to_owned() },
                 foreign: h.state == HeldState::Running,
                 base: None,
+                proven: policy.proven.contains(&h.point),
             })
         })
         .collect();

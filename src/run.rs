@@ -432,7 +432,12 @@ impl Run<'_> {
                 let pruned = held::prune(self.engine, self.name, repository, keep, fresh, policy).await;
                 notes = pruned.into_notes();
             }
-            report.places.push(PlaceReport { name: format!("repository {}", repository.name), failure: None, notes });
+            report.places.push(PlaceReport {
+                name: format!("repository {}", repository.name),
+                wanted: true,
+                failure: None,
+                notes,
+            });
         }
     }
 

@@ -20,7 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{External, Manifest};
 
 use super::{
-    Captured, Context, DrillRequest, Drilled, Held, PointReader, Probe, Repository, RestoreRequest, Restored, Source, Verified,
+    Captured, Context, DrillRequest, Drilled, Held, PointReader, Probe, Repository, RestoreRequest, Restored, Source,
+    Verified,
 };
 use client::Client;
 use snapshot::Listed;

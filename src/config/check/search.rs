@@ -5,7 +5,7 @@ use crate::config::{Config, ElasticsearchConfig, RepositoryConfig, Service};
 
 impl Found {
     pub(super) fn elasticsearch(&mut self, search: &ElasticsearchConfig, service: &Service, config: &Config) {
-        self.url(&search.url);
+        self.cluster_url(&search.url);
         self.search_login(search);
         if let Some(ca_file) = &search.ca_file {
             self.absolute("ca_file", ca_file);
@@ -29,7 +29,7 @@ impl Found {
     }
 
     /// The text is not repeated: it may hold a password.
-    fn url(&mut self, url: &str) {
+    fn cluster_url(&mut self, url: &str) {
         let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
         match rest {
             None | Some("") => self.wrong("url", "must begin with https:// or http:// and name a host"),
