@@ -244,7 +244,7 @@ async fn churn_on(node: Arc<Node>, stop: Arc<AtomicBool>) {
             node.post(&format!("/{db}/_compact"), &json!({})).await;
         }
         node.get("/user%2Ffoo/_design/v/_view/by_n?limit=1").await;
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             node.ask(Method::DELETE, &format!("/short-lived-{}", n - 1), None).await;
             node.ask(Method::DELETE, &format!("/{db}"), None).await;
         }
