@@ -86,7 +86,7 @@ fn push(endpoint: &str, gib: u64) {
         let bucket = Arc::new(S3::new("bucket", &config, keys).expect("a client"));
         let leg = Arc::new(Leg::new(bucket, "point".into(), PutMode::WriteOnce));
         let encoding = Encoding::new(Algorithm::Zstd, None, 2, Recipients::default());
-        let sink = PointSink::new(vec![leg], encoding, Duration::from_secs(60), Arc::new(Silent));
+        let sink = PointSink::new(vec![leg], encoding, Duration::from_secs(60), Arc::new(Silent), &[]);
         let mut writer = sink.open(ArtefactSpec::data("data", "bin")).await.expect("an artefact");
         let mut numbers = Numbers(3);
         for _ in 0..(gib << 30) / CHUNK as u64 {

@@ -9,13 +9,17 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::PollSender;
 
 use crate::error::{Error, ErrorKind, Result};
+
+mod chunks;
+
+pub(crate) use chunks::Chunks;
 
 /// Bytes collected before they travel on.
 pub const CHUNK_BYTES: usize = 512 * 1024;
@@ -100,7 +104,7 @@ pub trait ArtefactSink: fmt::Debug + Send + Sync {
 /// Write end of one artefact, with back-pressure. Dropping it abandons the artefact.
 #[derive(Debug)]
 pub struct ArtefactWriter {
-    buffer: BytesMut,
+    buffer: Chunks,
     sender: PollSender<Bytes>,
     commit: oneshot::Sender<()>,
     done: oneshot::Receiver<Result<ArtefactInfo>>,
@@ -123,7 +127,7 @@ impl ArtefactWriter {
         let (sender, chunks) = mpsc::channel(queue);
         let (commit, commit_rx) = oneshot::channel();
         let (done_tx, done) = oneshot::channel();
-        let writer = Self { buffer: BytesMut::new(), sender: PollSender::new(sender), commit, done };
+        let writer = Self { buffer: Chunks::default(), sender: PollSender::new(sender), commit, done };
         (writer, ArtefactFeed { chunks, commit: commit_rx, done: done_tx })
     }
 
@@ -166,7 +170,7 @@ impl ArtefactWriter {
             return Poll::Ready(Ok(()));
         }
         std::task::ready!(self.sender.poll_reserve(cx)).map_err(|_| closed())?;
-        let chunk = self.buffer.split().freeze();
+        let chunk = self.buffer.take();
         Poll::Ready(self.sender.send_item(chunk).map_err(|_| closed()))
     }
 }
@@ -177,15 +181,10 @@ fn closed() -> io::Error {
 
 impl AsyncWrite for ArtefactWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        if self.buffer.len() >= CHUNK_BYTES {
+        if self.buffer.is_full() {
             std::task::ready!(self.poll_flush_buffer(cx))?;
         }
-        if self.buffer.capacity() < CHUNK_BYTES {
-            self.buffer.reserve(CHUNK_BYTES);
-        }
-        let n = data.len().min(CHUNK_BYTES - self.buffer.len().min(CHUNK_BYTES));
-        self.buffer.extend_from_slice(&data[..n]);
-        Poll::Ready(Ok(n))
+        Poll::Ready(Ok(self.buffer.fill(data)))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         self.poll_flush_buffer(cx)
@@ -206,7 +205,7 @@ impl BlockingWriter<'_> {
         if self.writer.buffer.is_empty() {
             return Ok(());
         }
-        let chunk = self.writer.buffer.split().freeze();
+        let chunk = self.writer.buffer.take();
         let sender = self.writer.sender.get_ref().ok_or_else(closed)?;
         sender.blocking_send(chunk).map_err(|_| closed())
     }
@@ -214,15 +213,10 @@ impl BlockingWriter<'_> {
 
 impl io::Write for BlockingWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.writer.buffer.len() >= CHUNK_BYTES {
+        if self.writer.buffer.is_full() {
             self.push()?;
         }
-        if self.writer.buffer.capacity() < CHUNK_BYTES {
-            self.writer.buffer.reserve(CHUNK_BYTES);
-        }
-        let n = data.len().min(CHUNK_BYTES - self.writer.buffer.len());
-        self.writer.buffer.extend_from_slice(&data[..n]);
-        Ok(n)
+        Ok(self.writer.buffer.fill(data))
     }
     fn flush(&mut self) -> io::Result<()> {
         self.push()

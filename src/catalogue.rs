@@ -1,6 +1,7 @@
 //! The restore points found at a destination, always read from its objects alone, never from a side file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -9,7 +10,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use crate::config::Keep;
 use crate::destination::{Destination, Location, ObjectMeta, get_small};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{Layout, parse_id, parse_versioned_folder};
+use crate::layout::{DRILLS, Layout, parse_id, parse_versioned_folder};
 use crate::manifest::{self, Manifest};
 
 /// A manifest longer than this is not one of ours.
@@ -50,8 +51,29 @@ pub struct Point {
     pub manifest_at: Location,
     /// Its folder.
     pub folder: String,
-    /// Artefacts that are not there, or not with the stored length; `None` where that could not be seen.
-    pub missing: Vec<String>,
+    /// Artefacts that are not there, or not with the stored length.
+    pub missing: Vec<Missing>,
+}
+
+/// An artefact that is not there as its manifest says. Shown as `data.tar.zst (missing)` or
+/// `data.tar.zst (1 of 2 bytes)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name.
+    pub name: String,
+    /// Length of what lies there; `None` = nothing does.
+    pub bytes: Option<u64>,
+    /// Length that the manifest names.
+    pub stored_bytes: u64,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bytes {
+            None => write!(f, "{} (missing)", self.name),
+            Some(bytes) => write!(f, "{} ({bytes} of {} bytes)", self.name, self.stored_bytes),
+        }
+    }
 }
 
 impl Point {
@@ -141,6 +163,7 @@ async fn read_folders(place: &Place, root: &str, service: &str, out: &mut Catalo
     for object in place.destination.list(root).await? {
         let rest = object.location.key.strip_prefix(root).unwrap_or_default().to_owned();
         match rest.split_once('/') {
+            Some((DRILLS, _)) => {}
             Some((folder, _)) => folders.entry(folder.to_owned()).or_default().push(object),
             None if is_status_file(&rest) => {}
             None => {
@@ -185,24 +208,28 @@ async fn read_folders(place: &Place, root: &str, service: &str, out: &mut Catalo
 }
 
 fn is_status_file(name: &str) -> bool {
-    name == crate::check::STATUS_FILE || name == "README" || name.starts_with('.')
+    name == crate::layout::STATUS_FILE || name == "README" || name.starts_with('.')
 }
 
 fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[ObjectMeta]) -> Point {
-    let missing = manifest
-        .artefacts
-        .iter()
-        .filter(|a| {
-            let there = |o: &&ObjectMeta| {
-                o.location.key == a.location.key
-                    && !o.delete_marker
-                    && a.location.version.as_ref().is_none_or(|v| o.location.version.as_ref() == Some(v))
-            };
-            objects.iter().find(there).is_none_or(|o| o.bytes != a.stored_bytes)
-        })
-        .map(|a| a.name.clone())
-        .collect();
+    let missing = missing(&manifest, objects, |at, o| {
+        !o.delete_marker && at.version.as_ref().is_none_or(|v| o.location.version.as_ref() == Some(v))
+    });
     Point { manifest: Arc::new(manifest), manifest_at, folder, missing }
+}
+
+/// What is not among `objects` with its length; `is_it` says of one with the right key whether it is the right one.
+fn missing(m: &Manifest, objects: &[ObjectMeta], is_it: impl Fn(&Location, &ObjectMeta) -> bool) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    for artefact in &m.artefacts {
+        let at = &artefact.location;
+        let lengths = || objects.iter().filter(|o| o.location.key == at.key && is_it(at, o)).map(|o| o.bytes);
+        if !lengths().any(|bytes| bytes == artefact.stored_bytes) {
+            let (name, stored_bytes) = (artefact.name.clone(), artefact.stored_bytes);
+            missing.push(Missing { name, bytes: lengths().next(), stored_bytes });
+        }
+    }
+    missing
 }
 
 async fn read_versioned(place: &Place, root: &str, out: &mut Catalogue) -> Result<()> {
@@ -255,12 +282,7 @@ fn versioned_point(m: Manifest, at: Location, folder: String, objects: &[ObjectM
         return point(m, at, folder, objects);
     }
     // Only newest versions are visible: their lengths still tell a missing or truncated newest artefact.
-    let missing = m
-        .artefacts
-        .iter()
-        .filter(|a| !objects.iter().any(|o| o.location.key == a.location.key && o.bytes == a.stored_bytes))
-        .map(|a| a.name.clone())
-        .collect();
+    let missing = missing(&m, objects, |_, _| true);
     Point { manifest: Arc::new(m), manifest_at: at, folder, missing }
 }
 

@@ -11,13 +11,14 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::catalogue::{self, Catalogue, Place};
+use crate::config::default_max_age;
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
+use crate::layout::STATUS_FILE;
+use crate::proof::{self, Proofs, Record};
 use crate::units::{Cadence, Span};
-
-/// Name of the status file in a `backup_dir`.
-pub const STATUS_FILE: &str = "s3_backup_status.txt";
 
 /// One judgement.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Checked {
     pub destination: String,
     /// How fresh.
     pub freshness: Freshness,
+    /// The last drill that went well took longer than is accepted.
+    pub beyond_rto: bool,
 }
 
 impl Checked {
@@ -60,15 +63,49 @@ pub async fn this_host(engine: &Engine, services: &[String]) -> Result<Vec<Check
         let watched: Vec<&Place> =
             if config.destinations.is_empty() { places.iter().collect() } else { remote.collect() };
         let read = join_all(watched.iter().map(|p| catalogue::read(p, &host, service))).await;
+        let proofs = records::all(engine, service, &host, &places).await;
+        let there = Present::new(watched.iter().map(|p| p.name()).zip(&read));
         for (place, catalogue) in watched.into_iter().zip(read) {
             let at = Watched { host: &host, service, destination: place.name() };
-            checked.push(match catalogue {
+            let mut one = match catalogue {
                 Ok(catalogue) => judge(&at, &catalogue, place.keep.cadences(), &max_age, now),
                 Err(err) => unreadable(&at, &err),
-            });
+            };
+            note_proof(&mut one, &proofs, engine.config.check.max_drill_age, &there, now);
+            checked.push(one);
         }
     }
     Ok(checked)
+}
+
+/// Ids of everything that lies at the places that could be read, readable or not.
+struct Present(BTreeMap<String, BTreeSet<String>>);
+
+impl Present {
+    fn new<'a>(read: impl IntoIterator<Item = (&'a str, &'a Result<Catalogue>)>) -> Self {
+        let readable = read.into_iter().filter_map(|(name, catalogue)| Some((name, catalogue.as_ref().ok()?)));
+        let ids = |c: &Catalogue| {
+            let points = c.points.iter().map(|p| p.manifest.id.clone());
+            points.chain(c.strangers.iter().map(|s| s.name.clone())).collect()
+        };
+        Self(readable.map(|(name, catalogue)| (name.to_owned(), ids(catalogue))).collect())
+    }
+}
+
+/// Adds what drills have shown, if there is anything to say.
+fn note_proof(checked: &mut Checked, proofs: &Proofs, limit: Option<Span>, there: &Present, now: DateTime<Utc>) {
+    let there = |record: &Record| there.0.get(&record.destination).map(|ids| ids.contains(&record.id));
+    let Some(verdict) = proof::judge(proofs, &checked.service, limit, &there, now) else { return };
+    checked.beyond_rto = proofs.last_proven().is_some_and(|r| r.is_beyond_rto());
+    checked.freshness.add(freshness::Line {
+        summary: verdict.summary,
+        text: verdict.text,
+        advice: verdict.advice,
+        id: verdict.id,
+        age_seconds: verdict.age_seconds,
+        limit_seconds: limit.map(Span::as_secs),
+        ..freshness::Line::of(verdict.state)
+    });
 }
 
 fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
@@ -102,7 +139,7 @@ fn seen(point: &catalogue::Point) -> SeenPoint {
         started: m.started,
         stored_bytes: m.stored_bytes(),
         state: m.state,
-        missing: point.missing.clone(),
+        missing: point.missing.iter().map(ToString::to_string).collect(),
         base: m.base.clone(),
     }
 }
@@ -117,11 +154,12 @@ fn checked(at: &Watched<'_>, freshness: Freshness) -> Checked {
         service: at.service.to_owned(),
         destination: at.destination.to_owned(),
         freshness,
+        beyond_rto: false,
     }
 }
 
-/// Judges every host found at the configured destinations, and every host and service in `check.expect`. Cadences and
-/// limits are those that the newest point of each names.
+/// Judges every host and service in `check.expect`, or, if that is empty, those found at the configured destinations.
+/// Cadences and limits are those that the newest point of each names.
 pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
     let now = engine.clock.now();
     let mut done = Vec::new();
@@ -134,19 +172,30 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
                 continue;
             }
         };
-        let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
         let expect = &engine.config.check.expect;
-        let source = if expect.is_empty() { &found } else { expect };
-        for (host, services) in source {
-            let here = services.iter().filter_map(|s| expected_at(s, place.name()));
-            wanted.extend(here.map(|s| (host.clone(), s.to_owned())));
-        }
-        for (host, service) in &wanted {
+        let expected: BTreeSet<(&String, &str)> = expect
+            .iter()
+            .flat_map(|(host, all)| all.iter().filter_map(move |s| Some((host, expected_at(s, place.name())?))))
+            .collect();
+        let there = found.iter().flat_map(|(host, services)| services.iter().map(move |s| (host, s.as_str())));
+        let wanted: BTreeSet<(&String, &str)> = there.chain(expected.iter().copied()).collect();
+        for (host, service) in wanted {
             let at = Watched { host, service, destination: place.name() };
-            done.push(match catalogue::read(&place, host, service).await {
+            if !expect.is_empty() && !expected.contains(&(host, service)) {
+                done.push(checked(&at, Freshness::unexpected(&at)));
+                continue;
+            }
+            let read = catalogue::read(&place, host, service).await;
+            let newest = read.as_ref().ok().and_then(|c| c.points.last()).map(|p| p.manifest.limits.clone());
+            let own = newest.and_then(|l| l.max_drill_age_seconds).map(Span::from_secs);
+            let there = Present::new([(place.name(), &read)]);
+            let mut one = match read {
                 Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
                 Err(err) => unreadable(&at, &err),
-            });
+            };
+            let proofs = records::all(engine, service, host, std::slice::from_ref(&place)).await;
+            note_proof(&mut one, &proofs, engine.config.check.max_drill_age.or(own), &there, now);
+            done.push(one);
         }
     }
     if done.is_empty() {
@@ -170,7 +219,7 @@ fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue,
         .map(|p| p.manifest.limits.max_age_seconds.iter().map(|(c, s)| (*c, Span::from_secs(*s))).collect())
         .unwrap_or_default();
     if max_age.is_empty() {
-        max_age.insert(Cadence::Daily, Span::from_hours(50));
+        max_age.extend(default_max_age(Cadence::Daily).map(|limit| (Cadence::Daily, limit)));
     }
     for (cadence, limit) in &engine.config.check.max_age {
         if let Some(own) = max_age.get_mut(cadence) {
@@ -217,6 +266,7 @@ pub fn worst(checked: &[Checked]) -> State {
 pub fn nagios_line(checked: &[Checked]) -> String {
     let state = worst(checked);
     let word = match state {
+        State::Ok if checked.iter().any(|c| c.beyond_rto) => "WARNING",
         State::Ok => "OK",
         State::Alert => "CRITICAL",
         State::Unknown => "UNKNOWN",
@@ -226,12 +276,24 @@ pub fn nagios_line(checked: &[Checked]) -> String {
         .filter(|c| c.freshness.state != State::Ok)
         .map(|c| format!("{} {} at {}: {}", c.host, c.service, c.destination, c.freshness.summary()))
         .collect();
-    let text = if bad.is_empty() { format!("{} checks, all fresh", checked.len()) } else { bad.join("; ") };
+    let slow: Vec<&str> = checked.iter().filter(|c| c.beyond_rto).map(|c| c.service.as_str()).collect();
+    let checks: usize = checked.iter().map(|c| c.freshness.lines.len()).sum();
+    let plural = if checks == 1 { "" } else { "s" };
+    let text = match (bad.is_empty(), slow.is_empty()) {
+        (false, _) => bad.join("; "),
+        (true, true) => format!("{checks} check{plural}, all fresh"),
+        (true, false) => {
+            format!("{checks} check{plural}, all fresh; a restore takes longer than accepted: {}", slow.join(", "))
+        }
+    };
+    // A label stands for one series: hosts may have services of the same name.
+    let several = checked.iter().any(|c| c.host != checked[0].host);
     let perf: Vec<String> = checked
         .iter()
         .flat_map(|c| {
             c.freshness.lines.iter().filter_map(move |l| {
-                let label = format!("{}_{}_{}", c.service, l.cadence?, c.destination);
+                let host = if several { format!("{}_", c.host) } else { String::new() };
+                let label = format!("{host}{}_{}_{}", c.service, l.cadence?, c.destination);
                 Some(format!(
                     "'{label}'={}s;;{}",
                     l.age_seconds?.max(0),

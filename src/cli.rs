@@ -14,6 +14,7 @@ pub mod check_s3;
 pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod drill;
 pub mod list;
 pub mod man;
 pub mod progress;
@@ -106,6 +107,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Check that a restore point is there, undamaged and readable
     Verify(VerifyArgs),
+    /// Restore into a scratch directory, compare with what was captured, take the time, and record it
+    Drill(DrillArgs),
     /// Declare a suspect restore point good
     Accept(AcceptArgs),
     /// Remove the restore points that retention no longer keeps
@@ -210,7 +213,7 @@ pub struct ListArgs {
 #[command(after_help = "Examples:
   backstay check-s3                  this host's services; exit code 0, 1, 2 or 3 as Nagios knows them
   backstay check-s3 postgres
-  backstay check-s3 --all-hosts      whatever `check.expect` names, on every host")]
+  backstay check-s3 --all-hosts      every host in the buckets, or those of `check.expect`")]
 pub struct CheckS3Args {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]
@@ -256,7 +259,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
     /// Restore the database under this name
-    #[arg(long = "as", value_name = "NAME", requires = "database")]
+    #[arg(long = "as", alias = "rename", value_name = "NAME", requires = "database")]
     pub rename: Option<String>,
     /// Start the server and wait until its recovery has ended
     #[arg(long)]
@@ -270,6 +273,12 @@ pub struct RestoreArgs {
     /// File with the private key, as `age-keygen` wrote it, for an encrypted point
     #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub identity: Option<PathBuf>,
+    /// CouchDB: without databases of replication jobs, which start with the node
+    #[arg(long)]
+    pub no_replicator: bool,
+    /// CouchDB: the files are in place and the node is up; rewrite its shard maps and compare
+    #[arg(long, conflicts_with_all = ["start", "replace", "to", "database"])]
+    pub only_finish: bool,
     /// Keep `standby.signal` and `primary_conninfo` of a copy that was taken from a standby
     #[arg(long)]
     pub keep_standby: bool,
@@ -313,6 +322,35 @@ pub struct VerifyArgs {
     pub identity: Option<PathBuf>,
 }
 
+/// `backstay drill`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay drill                               the newest point of every service
+  backstay drill --random                      any kept point; every one is visited in time
+  backstay drill blobdb --stream               compare without storing anything
+  backstay drill postgres postgres_production_daily_2026_11_20_000312
+  backstay drill postgres --host db1 --identity key.txt    on another host, which has the key")]
+pub struct DrillArgs {
+    /// Services, all without it; or one service and the id of a restore point
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// A point chosen at random from all that are kept; what was not drilled for long is likelier
+    #[arg(long)]
+    pub random: bool,
+    /// Read it from this destination; without it from a remote one, or `local` if there is no other
+    #[arg(long, value_name = "DEST")]
+    pub from: Option<String>,
+    /// A point of this host
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Compare while reading, without storing anything, where the store can
+    #[arg(long)]
+    pub stream: bool,
+    /// File with the private key, as `age-keygen` wrote it, for an encrypted point
+    #[arg(long, value_name = "FILE", env = "BACKSTAY_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
+}
+
 /// `backstay accept`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  backstay accept blobdb blobdb_production_daily_2026_11_20_000312")]
@@ -327,11 +365,19 @@ pub struct AcceptArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backstay prune --dry-run       what would be removed, what is kept, and why
-  backstay prune postgres")]
+  backstay prune postgres
+  backstay prune postgres --point postgres_production_manual_2026_11_20_101500
+                                 this one only, such as a manual point that is no longer wanted")]
 pub struct PruneArgs {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]
     pub services: Vec<String>,
+    /// Remove this restore point and no other, whatever retention says; never the last complete one
+    #[arg(long, value_name = "ID")]
+    pub point: Option<String>,
+    /// Only at this destination; `local` is the service's own directory
+    #[arg(long, value_name = "DEST")]
+    pub from: Option<String>,
     /// Say what would be removed and why, and remove nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -22,8 +22,8 @@ pub mod secret;
 pub mod show;
 
 pub use kind::{
-    BlobdirConfig, DestinationConfig, KeyStyle, LocalConfig, PostgresConfig, PostgresMethod, S3Checksum, S3Config,
-    SourceConfig, Sse,
+    BlobdirConfig, CouchdbCheck, CouchdbConfig, DestinationConfig, IoPriority, KeyStyle, LocalConfig, PostgresConfig,
+    PostgresMethod, S3Checksum, S3Config, SourceConfig, Sse,
 };
 
 /// The whole configuration.
@@ -60,6 +60,9 @@ pub struct Config {
     /// How mail leaves.
     #[serde(default)]
     pub mail: Option<Mail>,
+    /// Drills of all services.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// One source with its destinations, cadences and retention.
@@ -69,6 +72,9 @@ pub struct Service {
     /// A PostgreSQL server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresConfig>,
+    /// A CouchDB node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub couchdb: Option<CouchdbConfig>,
     /// A directory of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blobdir: Option<BlobdirConfig>,
@@ -105,6 +111,31 @@ pub struct Service {
     /// Greatest age per cadence; overrides `check.max_age`.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
+    /// The longest restore that is accepted, such as `2h`: a drill that takes longer warns.
+    #[serde(default)]
+    pub rto: Option<Span>,
+    /// Put `RESTORE.md` and a script into each restore point: how to restore it without Backstay. Never encrypted.
+    #[serde(default = "default_kit")]
+    pub kit: bool,
+    /// Drills of this service; overrides the top-level `drill`, key by key.
+    #[serde(default)]
+    pub drill: Drill,
+}
+
+/// Drills: restores into a scratch directory, compared with what was captured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// Directory on a disk with room for a restored copy; default: `scratch` below `state_dir`.
+    #[serde(default)]
+    pub scratch_dir: Option<PathBuf>,
+    /// Private age key for drills of encrypted points: `{credential: NAME}`, `{file: PATH}` or `{env: NAME}`. The host
+    /// that makes the backups should not have it.
+    #[serde(default)]
+    pub identity: Option<secret::SecretRef>,
+    /// How long records of drills are kept; the newest ones stay in any case. Default: 400d.
+    #[serde(default)]
+    pub keep: Option<Span>,
 }
 
 /// A destination as a service uses it.
@@ -112,7 +143,7 @@ pub struct Service {
 pub struct UsedDestination {
     /// Name under `destinations`.
     pub name: String,
-    /// Overrides the service's `keep` there.
+    /// Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -174,7 +205,7 @@ pub struct Compression {
     /// `zstd`, `gzip` or `none`.
     #[serde(default = "default_algorithm")]
     pub algorithm: Algorithm,
-    /// zstd 1 to 19 (default 3), gzip 1 to 12 (default 6).
+    /// zstd 1 to 19 (default 3), gzip 1 to 12 (default 6). What looks random is compressed at zstd level 1 if there are several threads.
     #[serde(default)]
     pub level: Option<i32>,
     /// Threads per artefact; default: the number of CPUs, at most 4.
@@ -199,8 +230,11 @@ pub struct Check {
     /// hourly to yearly.
     #[serde(default)]
     pub max_age: BTreeMap<Cadence, Span>,
+    /// Greatest age of the last drill that went well, such as `8d`; without it a missing drill does not alarm.
+    #[serde(default)]
+    pub max_drill_age: Option<Span>,
     /// Which services must be there, per host, for `check-s3 --all-hosts`: `postgres` at every destination,
-    /// `postgres@offsite` at that one.
+    /// `postgres@offsite` at that one. Without it, all that are found.
     #[serde(default)]
     pub expect: BTreeMap<String, Vec<String>>,
     /// File that `check-s3` writes for the textfile collector of Prometheus' node_exporter; its name must end in `.prom`.
@@ -242,6 +276,9 @@ fn default_timeout() -> Span {
 }
 fn default_stall_timeout() -> Span {
     Span::from_secs(300)
+}
+fn default_kit() -> bool {
+    true
 }
 fn default_shrink() -> u8 {
     50
@@ -299,6 +336,15 @@ impl Config {
         let mail = self.mail.iter_mut().filter_map(|m| m.password.as_mut());
         keys.chain(mail).for_each(secret::SecretRef::hold);
     }
+    /// The settings of a service's drills: its own, else the top-level ones.
+    pub fn drill(&self, service: &Service) -> Drill {
+        let (own, all) = (service.drill.clone(), self.drill.clone());
+        Drill {
+            scratch_dir: own.scratch_dir.or(all.scratch_dir),
+            identity: own.identity.or(all.identity),
+            keep: own.keep.or(all.keep),
+        }
+    }
     /// The name of this host: `host`, or the short host name in lower case, with `-` for what a name cannot hold.
     pub fn host_name(&self) -> Result<String> {
         if let Some(host) = &self.host {
@@ -310,19 +356,25 @@ impl Config {
         host_from(&full.to_string_lossy())
     }
     /// The greatest age the newest complete point of `cadence` may have: the service's, else `check.max_age`, else
-    /// 3 h, 50 h, 194 h, 33 d, 370 d for hourly to yearly. `None` for `manual`, which is never due.
+    /// [`default_max_age`]. `None` for `manual`, which is never due.
     pub fn max_age(&self, service: &Service, cadence: Cadence) -> Option<Span> {
-        let default = match cadence {
-            Cadence::Manual => return None,
-            Cadence::Hourly => 3,
-            Cadence::Daily => 50,
-            Cadence::Weekly => 194,
-            Cadence::Monthly => 33 * 24,
-            Cadence::Yearly => 370 * 24,
-        };
+        let default = default_max_age(cadence)?;
         let set = service.max_age.get(&cadence).or_else(|| self.check.max_age.get(&cadence));
-        Some(set.copied().unwrap_or(Span::from_hours(default)))
+        Some(set.copied().unwrap_or(default))
     }
+}
+
+/// The limit of a cadence for which none is configured: its period and some room for the run itself and for a late
+/// timer. `None` for `manual`.
+pub const fn default_max_age(cadence: Cadence) -> Option<Span> {
+    Some(Span::from_hours(match cadence {
+        Cadence::Manual => return None,
+        Cadence::Hourly => 3,
+        Cadence::Daily => 50,
+        Cadence::Weekly => 194,
+        Cadence::Monthly => 33 * 24,
+        Cadence::Yearly => 370 * 24,
+    }))
 }
 
 fn host_from(full: &str) -> Result<String> {
@@ -353,7 +405,7 @@ impl JsonSchema for UsedDestination {
                     "type": "object",
                     "properties": {
                         "name": {"type": "string", "description": "Name under `destinations`."},
-                        "keep": {"description": "Overrides the service's `keep` there.", "anyOf": [keep, {"type": "null"}]},
+                        "keep": {"description": "Overrides the service's `keep` there. Points of a lower cadence than the lowest one named here are not sent there.", "anyOf": [keep, {"type": "null"}]},
                     },
                     "required": ["name"],
                     "additionalProperties": false,

@@ -75,7 +75,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
     fn name(&self) -> &str;
     /// Whether it lies on another machine.
     fn is_off_site(&self) -> bool;
-    /// Starts an object. `expected_bytes` is a hint only.
+    /// Starts an object. `expected_bytes` is a hint: it sizes buffers, and a length that the store cannot take fails now.
     async fn begin(&self, key: &str, mode: PutMode, expected_bytes: Option<u64>) -> Result<Box<dyn Upload>>;
     /// Streams an object from its first byte to its last.
     async fn get(&self, at: &Location) -> Result<ByteStream>;

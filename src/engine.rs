@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
+use crate::calendar::Calendar;
 use crate::catalogue::{self, Catalogue, Place};
 use crate::config::{Config, DestinationConfig, Keep, KeyStyle, S3Config, Service};
 use crate::destination::Destination;
@@ -18,7 +19,6 @@ use crate::layout::Layout;
 use crate::manifest::State;
 use crate::monitor::Monitor;
 use crate::pipeline::decode::Identities;
-use crate::plan::Calendar;
 use crate::retention::PointFacts;
 use crate::source::{self, Context, Source};
 use crate::units::Clock;
@@ -223,6 +223,7 @@ pub fn facts(catalogue: &Catalogue) -> Vec<PointFacts> {
             agent_id: m.agent.id.clone(),
             foreign: false,
             base: m.base.clone(),
+            proven: false,
         }
     });
     facts.collect()

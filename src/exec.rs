@@ -82,7 +82,7 @@ impl Program {
         self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(|e| {
             Error::new(ErrorKind::Config, format!("could not run {}", self.name))
-                .caused_by(e)
+                .caused_by(format!("{}: {e}", self.command.as_std().get_program().display()))
                 .hint(format!("install the package that has {}, or say where it is in the configuration.", self.name))
         })?;
         let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
@@ -214,6 +214,12 @@ impl Running {
     /// Its stdin, if it was started with a pipe; once.
     pub fn stdin(&mut self) -> Option<tokio::process::ChildStdin> {
         self.child.stdin.take()
+    }
+    /// Sends it a signal, and only it: a server tells its own children.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.group.0 {
+            let _ = nix::sys::signal::kill(pid, signal);
+        }
     }
     /// Waits for its end, then ends what is left of its group.
     pub async fn wait(&mut self) -> Result<Ended> {

@@ -11,6 +11,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::config::default_max_age;
 use crate::manifest;
 use crate::retention::is_future;
 use crate::units::{Bytes, Cadence, Span, human_age};
@@ -125,6 +126,17 @@ impl Freshness {
         Self { state: State::Unknown, lines: vec![line], last_good: None }
     }
 
+    /// What is found of a host or service that nobody expects any more: said, and no alarm, because it was retired.
+    pub fn unexpected(at: &Watched<'_>) -> Self {
+        let (host, service, destination) = (at.host, at.service, at.destination);
+        let line = Line {
+            summary: "is not in check.expect".to_owned(),
+            text: format!("{host} {service} at {destination}: not judged, because it is not in check.expect"),
+            ..Line::of(State::Ok)
+        };
+        Self { state: State::Ok, lines: vec![line], last_good: None }
+    }
+
     /// Adds an alert for each manifest that cannot be read: (name, reason).
     pub fn note_strangers(&mut self, at: &Watched<'_>, damaged: &[(String, String)]) {
         for (name, reason) in damaged {
@@ -138,25 +150,20 @@ impl Freshness {
         }
     }
 
+    /// Adds a statement that is not about a cadence, such as on drills.
+    pub fn add(&mut self, line: Line) {
+        self.state = self.state.max(line.state);
+        self.lines.push(line);
+    }
+
     /// The short form of the worst line: what a subject says.
     pub fn summary(&self) -> &str {
         self.lines.iter().find(|l| l.state == self.state).map_or("", |l| &l.summary)
     }
 }
 
-/// The limit of a cadence for which none is configured: two hours of grace for the run itself on top of two hours, two
-/// days, a week and a day, 32 days, 367 days.
-pub fn default_max_age(cadence: Cadence) -> Span {
-    match cadence {
-        Cadence::Manual | Cadence::Hourly => Span::from_hours(4),
-        Cadence::Daily => Span::from_hours(50),
-        Cadence::Weekly => Span::from_hours(8 * 24 + 2),
-        Cadence::Monthly => Span::from_hours(32 * 24 + 2),
-        Cadence::Yearly => Span::from_hours(367 * 24 + 2),
-    }
-}
-
-/// Judges one service at one destination. A cadence without a limit has that of [`default_max_age`].
+/// Judges one service at one destination. A cadence without a limit has that of
+/// [`default_max_age`].
 pub fn judge(
     at: &Watched<'_>,
     points: &[SeenPoint],
@@ -168,8 +175,8 @@ pub fn judge(
     let mut cadences: Vec<Cadence> = enabled.into_iter().filter(|c| *c != Cadence::Manual).collect();
     cadences.sort_unstable_by(|a, b| b.cmp(a));
     cadences.dedup();
-    let limit = |c: Cadence| max_age.get(&c).copied().unwrap_or_else(|| default_max_age(c));
-    let mut lines: Vec<Line> = cadences.iter().map(|c| seen.cadence(*c, limit(*c))).collect();
+    let limit = |c: Cadence| max_age.get(&c).copied().or_else(|| default_max_age(c));
+    let mut lines: Vec<Line> = cadences.iter().filter_map(|c| Some(seen.cadence(*c, limit(*c)?))).collect();
     if cadences.is_empty() {
         lines.push(Line {
             summary: "has no cadence enabled".to_owned(),
@@ -184,7 +191,8 @@ pub fn judge(
 }
 
 impl Line {
-    fn of(state: State) -> Self {
+    /// One without any text.
+    pub fn of(state: State) -> Self {
         Self {
             state,
             cadence: None,
@@ -268,10 +276,12 @@ impl<'a> Seen<'a> {
             summary: format!("has a {cadence} restore point from the future"),
             advice: Some(format!(
                 "{} starts {} from now: compare the clocks of {} and of this host; a point that was taken with a \
-                 wrong clock has to be removed by hand once a newer good one exists.",
+                 wrong clock can be removed: backstay prune {} --point {}.",
                 ahead.id,
                 human_age(in_seconds),
-                self.at.host
+                self.at.host,
+                self.at.service,
+                ahead.id
             )),
             ..Line::of(State::Unknown)
         }

@@ -9,6 +9,9 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use crate::destination::PutMode;
 use crate::units::{Cadence, is_name};
 
+/// Name of the status file in a `backup_dir`.
+pub const STATUS_FILE: &str = "s3_backup_status.txt";
+
 /// How keys are made at one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
@@ -25,6 +28,9 @@ pub enum Layout {
         prefix: String,
     },
 }
+
+/// The folder of the records of drills.
+pub const DRILLS: &str = "drills";
 
 fn join(prefix: &str, rest: &str) -> String {
     if prefix.is_empty() { rest.to_owned() } else { format!("{prefix}/{rest}") }
@@ -57,6 +63,22 @@ impl Layout {
                 .chain(&Cadence::CALENDAR)
                 .map(|c| join(prefix, &format!("{service}_{c}_{host}/")))
                 .collect(),
+        }
+    }
+    /// The prefix, ending in a slash, of the records of drills; `Local` has none: they are in the agent's state.
+    pub fn drills(&self, host: &str, service: &str) -> Option<String> {
+        match self {
+            Self::Local => None,
+            Self::Timestamped { prefix } => Some(join(prefix, &format!("{host}/{service}/{DRILLS}/"))),
+            Self::Versioned { prefix } => Some(join(prefix, &format!("{service}_{DRILLS}_{host}/"))),
+        }
+    }
+    /// The key of the text that says what lies there of a host.
+    pub fn readme(&self, host: &str) -> String {
+        match self {
+            Self::Local => "README".to_owned(),
+            Self::Timestamped { prefix } => join(prefix, &format!("{host}/README")),
+            Self::Versioned { prefix } => join(prefix, &format!("README_{host}")),
         }
     }
     /// The prefix below which hosts are found (`Local` has none).

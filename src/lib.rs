@@ -1,12 +1,14 @@
 //! Backstay: a backup agent that proves its restore points. See `docs/` for users and `src/*.rs` headers for the why.
 
 pub mod artefact;
+pub mod calendar;
 pub mod catalogue;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod destination;
+pub mod drill;
 pub mod engine;
 pub mod error;
 pub mod exec;
@@ -20,8 +22,8 @@ pub mod notify;
 pub mod pipeline;
 pub mod plan;
 pub mod privilege;
+pub mod proof;
 pub mod prune;
-pub mod report;
 pub mod restore;
 pub mod retention;
 pub mod run;

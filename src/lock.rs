@@ -22,7 +22,19 @@ impl Lock {
     /// # Errors
     /// `Busy`, naming the holder, when another process has it.
     pub fn take(dir: &Path, service: &str, now: DateTime<Utc>) -> Result<Self> {
-        let path = dir.join(format!("{service}.lock"));
+        Self::take_file(dir, &format!("{service}.lock"), &format!("service {service:?}"), now)
+    }
+
+    /// The same for the drills of `service`, which run beside its backups.
+    ///
+    /// # Errors
+    /// `Busy`, naming the holder, when another process has it.
+    pub fn take_drill(dir: &Path, service: &str, now: DateTime<Utc>) -> Result<Self> {
+        Self::take_file(dir, &format!("{service}.drill.lock"), &format!("the drill of service {service:?}"), now)
+    }
+
+    fn take_file(dir: &Path, file: &str, what: &str, now: DateTime<Utc>) -> Result<Self> {
+        let path = dir.join(file);
         let failed = |e| {
             Error::io(e, format!("could not open the lock {}", path.display()))
                 .hint("run as the service's user or as root; `state_dir` says where locks lie.")
@@ -43,7 +55,7 @@ impl Lock {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
                 let holder = if holder.is_empty() { "another process".to_owned() } else { holder.trim().to_owned() };
-                return Err(Error::new(ErrorKind::Busy, format!("service {service:?} is locked by {holder}"))
+                return Err(Error::new(ErrorKind::Busy, format!("{what} is locked by {holder}"))
                     .hint("wait for it to end, or stop that process; its lock goes with it."));
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),

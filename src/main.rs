@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use backstay::cli::app::{App, Held, Output, Status};
+use backstay::cli::app::{App, Output, Status};
+use backstay::cli::progress::Held;
 use backstay::cli::{self, Cli, Command, Global};
 use backstay::error::{Error, ErrorKind, Result};
 use backstay::units::Clock;
@@ -91,6 +92,7 @@ async fn dispatch(app: &App, command: &Command) -> Result<()> {
         Command::CheckS3(args) => cli::check_s3::run(app, args).await,
         Command::Restore(args) => cli::restore::run(app, args).await,
         Command::Verify(args) => cli::verify::run(app, args).await,
+        Command::Drill(args) => cli::drill::run(app, args).await,
         Command::Accept(args) => cli::accept::run(app, args).await,
         Command::Prune(args) => cli::prune::run(app, args).await,
         Command::Config(args) => cli::config::run(app, args).await,

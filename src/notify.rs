@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use mail::Mailer;
 use state::{AlarmState, Due};
 
+/// More mails than this at once become one.
+pub const MOST_MAILS: usize = 3;
+
 /// Sends what is due and records in `alarms` what was taken. One that fails does not stop the others.
 ///
 /// # Errors
@@ -23,6 +26,11 @@ pub async fn deliver(
     alarms: &mut AlarmState,
     now: DateTime<Utc>,
 ) -> Result<()> {
+    if due.len() > MOST_MAILS {
+        mailer.send(to, &state::digest(due), now).await?;
+        due.iter().for_each(|item| alarms.mark_mailed(&item.key, now));
+        return Ok(());
+    }
     let mut failures: Vec<Error> = Vec::new();
     for item in due {
         match mailer.send(to, &item.letter, now).await {

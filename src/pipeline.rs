@@ -15,7 +15,9 @@ pub mod encode;
 pub mod encrypt;
 pub mod extract;
 mod fanout;
+pub mod place;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -108,19 +110,27 @@ struct Inner {
     encoding: Encoding,
     stall_timeout: Duration,
     monitor: Arc<dyn Monitor>,
+    expected: HashMap<String, u64>,
     stored: Mutex<Vec<Stored>>,
     names: Mutex<Vec<String>>,
     tasks: TaskTracker,
 }
 
 impl PointSink {
-    /// A sink that writes to all `legs`.
-    pub fn new(legs: Vec<Arc<Leg>>, encoding: Encoding, stall_timeout: Duration, monitor: Arc<dyn Monitor>) -> Self {
+    /// A sink that writes to all `legs`. The artefacts of the `previous` point say how long those of this one may get.
+    pub fn new(
+        legs: Vec<Arc<Leg>>,
+        encoding: Encoding,
+        stall_timeout: Duration,
+        monitor: Arc<dyn Monitor>,
+        previous: &[Artefact],
+    ) -> Self {
         let inner = Inner {
             legs,
             encoding,
             stall_timeout,
             monitor,
+            expected: previous.iter().map(|a| (a.name.clone(), a.stored_bytes)).collect(),
             stored: Mutex::default(),
             names: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -195,7 +205,9 @@ impl Inner {
     async fn store(self: Arc<Self>, name: String, role: Role, estimate: Option<u64>, feed: ArtefactFeed) {
         self.monitor.start(&name, estimate);
         let ArtefactFeed { chunks, commit, done } = feed;
-        let outcome = self.transfer(&name, role, chunks, commit).await;
+        let as_it_comes = estimate.filter(|_| self.encoding.algorithm() == Algorithm::None);
+        let expected = self.expected.get(&name).copied().or(as_it_comes);
+        let outcome = self.transfer(&name, role, expected, chunks, commit).await;
         self.monitor.end(&name);
         let _ = done.send(outcome);
     }
@@ -204,11 +216,12 @@ impl Inner {
         &self,
         name: &str,
         role: Role,
+        expected: Option<u64>,
         chunks: mpsc::Receiver<bytes::Bytes>,
         commit: tokio::sync::oneshot::Receiver<()>,
     ) -> Result<ArtefactInfo> {
         let live: Vec<Arc<Leg>> = self.legs.iter().filter(|l| l.failure().is_none()).cloned().collect();
-        let uploads = fanout::begin(&live, name, self.stall_timeout).await;
+        let uploads = fanout::begin(&live, name, expected, self.stall_timeout).await;
         let (stored_tx, stored_rx) = mpsc::channel(QUEUE_CHUNKS);
         let encoding = self.encoding.clone();
         let monitor = Arc::clone(&self.monitor);

@@ -3,12 +3,14 @@
 
 use chrono::{DateTime, Utc};
 
+use crate::calendar::Calendar;
 use crate::catalogue::{Catalogue, Place, Point};
 use crate::destination::Location;
 use crate::engine::facts;
-use crate::error::{ErrorKind, Result};
-use crate::plan::Calendar;
+use crate::error::{Error, ErrorKind, Result};
 use crate::retention::{self, Action, Decision};
+
+const NO_VERSIONS: &str = "these keys may not list versions (s3:ListBucketVersions)";
 
 /// What the decision depends on besides the points.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,8 @@ pub struct Policy<'a> {
     pub now: DateTime<Utc>,
     /// Whose points may be removed.
     pub agent_id: &'a str,
+    /// Points that drills have proven, of which the newest stays: see [`crate::proof::Proofs::to_protect`].
+    pub proven: &'a [String],
 }
 
 /// What was decided and done.
@@ -44,7 +48,9 @@ impl Pruned {
 
 /// Decides only.
 pub fn decide(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) -> Vec<Decision> {
-    retention::decide(&facts(catalogue), &place.keep, &policy.calendar, policy.now, policy.agent_id)
+    let mut facts = facts(catalogue);
+    facts.iter_mut().for_each(|f| f.proven = policy.proven.contains(&f.id));
+    retention::decide(&facts, &place.keep, &policy.calendar, policy.now, policy.agent_id)
 }
 
 /// Decides and removes.
@@ -56,7 +62,7 @@ pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) ->
         return pruned;
     }
     if catalogue.partial_view {
-        pruned.problems.push("nothing was removed: these keys may not list versions (s3:ListBucketVersions)".into());
+        pruned.problems.push(format!("nothing was removed: {NO_VERSIONS}"));
         return pruned;
     }
     let keeps_versions = !place.layout.is_versioned() && place.destination.keeps_versions().await.unwrap_or(false);
@@ -74,6 +80,41 @@ pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) ->
         }
     }
     pruned
+}
+
+/// Why a person may not remove this point by its name, if so: what no policy would remove either.
+pub fn objection(catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Option<String> {
+    let facts = facts(catalogue);
+    let sound = retention::sound(&facts);
+    let at = facts.iter().position(|f| f.id == id)?;
+    if facts[at].agent_id != policy.agent_id {
+        return Some("it was taken by another agent".to_owned());
+    }
+    if let Some(built) = facts.iter().find(|f| f.base.as_deref() == Some(id)) {
+        return Some(format!("{} is built on it", built.id));
+    }
+    let counts = |i: usize| sound[i] && !retention::is_future(facts[i].started, policy.now);
+    let others = (0..facts.len()).any(|i| i != at && counts(i));
+    if counts(at) && !others {
+        return Some("it is the last complete restore point there".to_owned());
+    }
+    catalogue.partial_view.then(|| NO_VERSIONS.to_owned())
+}
+
+/// Removes the point of this id.
+///
+/// # Errors
+/// `NotFound` if it is not there; `Refused` with the [`objection`]; what the destination says.
+pub async fn remove_named(place: &Place, catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Result<()> {
+    let point = catalogue.points.iter().find(|p| p.manifest.id == id).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("there is no restore point {id:?} at {}", place.name()))
+    })?;
+    if let Some(reason) = objection(catalogue, id, policy) {
+        return Err(Error::new(ErrorKind::Refused, format!("{id} stays at {}: {reason}", place.name())));
+    }
+    let keeps_versions = !place.layout.is_versioned() && place.destination.keeps_versions().await.unwrap_or(false);
+    let failed = |e: Error| e.within(format!("could not remove {id} at {}", place.name()));
+    remove(place, point, keeps_versions).await.map_err(failed)
 }
 
 /// Removes one point, in the order that never leaves a manifest without its artefacts.

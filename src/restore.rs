@@ -1,5 +1,6 @@
 //! Chooses a restore point and hands it to its source.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -68,7 +69,7 @@ pub async fn choose(engine: &Engine, service: &str, wanted: &Selection) -> Resul
             ErrorKind::Corrupt,
             format!("restore point {} is not whole at {}", point.manifest.id, damaged.place.name()),
         )
-        .caused_by(format!("missing or of the wrong length: {}", point.missing.join(", ")))
+        .caused_by(point.missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
         .hint("choose another point; `backstay list` shows them."));
     }
     Err(nothing(engine, service, wanted, &found).await)
@@ -104,7 +105,7 @@ fn wanted_host(engine: &Engine, wanted: &Selection) -> Result<String> {
     wanted.host.clone().map_or_else(|| engine.host(), Ok)
 }
 
-async fn nothing(engine: &Engine, service: &str, wanted: &Selection, found: &[Chosen]) -> Error {
+pub(crate) async fn nothing(engine: &Engine, service: &str, wanted: &Selection, found: &[Chosen]) -> Error {
     let host = wanted_host(engine, wanted).unwrap_or_default();
     let what = match (&wanted.id, wanted.at) {
         (Some(id), _) => format!("service {service:?} of host {host:?} has no restore point {id:?}"),
@@ -180,6 +181,67 @@ pub fn open(engine: &Engine, chosen: &Chosen) -> PointReader {
     PointReader { manifest: Arc::clone(&chosen.point.manifest), from: Arc::new(from) }
 }
 
+/// A restore into the service's own place must not meet a running backup of it, one into another directory no other
+/// restore.
+fn lock(engine: &Engine, service: &str, to: Option<&Path>) -> Result<Lock> {
+    let (dir, now) = (engine.service_dir(service), engine.clock.now());
+    let Some(to) = to else { return Lock::take(&dir, service, now) };
+    let real = real(to);
+    if protect(engine, service, &real)? == Target::Own {
+        return Lock::take(&dir, service, now);
+    }
+    let name = format!("restore-{}", &blake3::hash(real.as_os_str().as_encoded_bytes()).to_hex()[..16]);
+    Lock::take(&dir, &name, now).map_err(|e| match e.kind {
+        ErrorKind::Busy => Error::new(ErrorKind::Busy, format!("another restore into {} is under way", to.display()))
+            .hint("wait for it to end, or stop it; or restore into another directory."),
+        _ => e,
+    })
+}
+
+/// What `--to` names.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// The directory that the service backs up.
+    Own,
+    /// A directory that nothing here knows of.
+    Elsewhere,
+}
+
+/// Refuses a target that would take restore points, the agent's state or a live source with it.
+fn protect(engine: &Engine, service: &str, target: &Path) -> Result<Target> {
+    let config = &engine.config;
+    let mut kept = vec![(config.state_dir.clone(), "the agent's state".to_owned())];
+    for (name, destination) in &config.destinations {
+        kept.extend(destination.local.iter().map(|local| (local.path.clone(), format!("destination {name:?}"))));
+    }
+    for (name, other) in &config.services {
+        kept.extend(
+            other.backup_dir.iter().map(|dir| (dir.clone(), format!("the restore points of service {name:?}"))),
+        );
+        if let Some(data) = other.source().and_then(|source| source.data_dir()) {
+            if name == service && real(&data) == target {
+                return Ok(Target::Own);
+            }
+            kept.push((data, format!("the data of service {name:?}")));
+        }
+    }
+    for (path, what) in kept {
+        let path = real(&path);
+        if target.starts_with(&path) || path.starts_with(target) {
+            let message = format!("{} overlaps with {what} in {}", target.display(), path.display());
+            return Err(Error::new(ErrorKind::Refused, message).hint("restore into another directory with --to."));
+        }
+    }
+    Ok(Target::Elsewhere)
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find_map(|a| Some((a.canonicalize().ok()?, path.strip_prefix(a).ok()?)));
+    there.map_or_else(|| path.clone(), |(real, rest)| real.components().chain(rest.components()).collect())
+}
+
 /// Restores a chosen point.
 ///
 /// # Errors
@@ -202,11 +264,7 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
         return Err(Error::new(ErrorKind::Config, format!("restore point {} is built on {base}", manifest.id))
             .hint("upgrade backstay on this host: this version restores full points only."));
     }
-    // A restore into the service's own place must not meet a running backup of it.
-    let _lock = match &request.to {
-        None => Some(Lock::take(&engine.service_dir(service), service, engine.clock.now())?),
-        Some(_) => None,
-    };
+    let _lock = lock(engine, service, request.to.as_deref())?;
     let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
     let cancel = engine.cancel.child_token();
     let cx = engine.context(service, cancel.clone(), workdir.clone())?;
@@ -214,7 +272,7 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
     let outcome = tokio::select! {
         done = source.restore(&cx, &reader, request) => done,
         () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
-            .hint("the old data is where it was; remove the unfinished folder whose name has `partial` in it.")),
+            .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
     };
     let _ = std::fs::remove_dir_all(workdir);
     outcome.map_err(|e| e.within(format!("could not restore {} from {}", manifest.id, chosen.place.name())))

@@ -13,16 +13,18 @@
 //!    points, and points of a cadence that was taken out of the configuration go with the next prune, which says so
 //!    (and `prune --dry-run` before it). A doubtful point of such a cadence goes when any newer complete one exists.
 //! 6. The newest complete point stays, whatever its cadence and the policy.
-//! 7. A point on which a kept point is built (`base`) stays, and so do the points on which that one is built.
+//! 7. While the last drill of the service did not go well, the newest point that a drill has proven stays: it may be the
+//!    only one that can be restored.
+//! 8. A point on which a kept point is built (`base`) stays, and so do the points on which that one is built.
 
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::calendar::{Calendar, Period};
 use crate::config::Keep;
 use crate::manifest::State;
-use crate::plan::{Calendar, Period};
 use crate::units::Cadence;
 
 /// A point that started later than this after now is from the future.
@@ -47,6 +49,9 @@ pub struct PointFacts {
     /// Id of the point on which it is built.
     #[serde(default)]
     pub base: Option<String>,
+    /// A drill has proven it, and the last drill of the service did not go well.
+    #[serde(default)]
+    pub proven: bool,
 }
 
 /// What is to happen to a point.
@@ -124,6 +129,12 @@ pub fn decide(
     if let Some(last) = view.newest(|_| true).filter(|i| decisions[*i].action == Action::Remove) {
         decisions[last].action = Action::Keep;
         decisions[last].reason = "last complete point".to_owned();
+    }
+    let proven = (0..points.len()).filter(|i| points[*i].proven && ours[*i].is_none());
+    if let Some(newest) = proven.max_by_key(|i| age_key(&points[*i])).filter(|i| decisions[*i].action == Action::Remove)
+    {
+        decisions[newest].action = Action::Keep;
+        decisions[newest].reason = "newest proven".to_owned();
     }
     keep_bases(points, &mut decisions);
     decisions

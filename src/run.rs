@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use crate::catalogue::{Catalogue, OWNER_NAME, Place};
 use crate::config::Service;
 use crate::destination::{self, PutMode};
+use crate::drill::records;
 use crate::engine::{Engine, facts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::Lock;
@@ -43,7 +44,9 @@ pub enum Wanted {
 pub struct PlaceReport {
     /// The place.
     pub name: String,
-    /// Why the point is not there; `None` = it is.
+    /// Whether the point was meant for it; see [`takes`].
+    pub wanted: bool,
+    /// Why the point is not there; `None` = it is, if it was wanted.
     pub failure: Option<Arc<Error>>,
     /// What was pruned, topped up, swept there, or why that was not possible.
     pub notes: Vec<String>,
@@ -58,6 +61,8 @@ pub struct RunReport {
     pub id: Option<String>,
     /// For which cadence; `None` when nothing was due.
     pub cadence: Option<Cadence>,
+    /// Why this cadence, or why none.
+    pub reason: String,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it ended.
@@ -90,11 +95,11 @@ impl RunReport {
                 self.service,
                 names.join(", ")
             );
-            return Some(
-                Error::new(ErrorKind::Incomplete, text)
-                    .caused_by(why.join("; "))
-                    .hint("the next run copies the point there, once the destination works again."),
+            let advice = out.iter().find_map(|p| p.failure.as_ref()?.hint.clone()).map_or_else(
+                || "the next run copies the point there, once the destination works again.".to_owned(),
+                |hint| format!("{hint} Then the next run copies the point there."),
             );
+            return Some(Error::new(ErrorKind::Incomplete, text).caused_by(why.join("; ")).hint(advice));
         }
         if !self.suspect.is_empty() {
             let text = format!("service {:?}: restore point {id} is suspect", self.service);
@@ -131,7 +136,7 @@ pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) 
     let started = engine.clock.now();
     let agent_id = engine.agent_id()?;
     let _lock = Lock::take(&engine.service_dir(name), name, started)?;
-    let places = engine.places(name)?;
+    let places = engine.places(name).map_err(|e| e.within(format!("service {name:?}: could not open its places")))?;
     let host = engine.host()?;
     let catalogues = engine.catalogues(&places, &host, name).await;
     let mut run = Run { engine, name, service, places, catalogues, agent_id, host, started, warnings: Vec::new() };
@@ -142,8 +147,8 @@ pub async fn backup(engine: &Engine, name: &str, wanted: Wanted, dry_run: bool) 
             run.warnings.push(text);
         }
     }
-    let cadence = run.cadence(wanted)?;
-    let mut report = run.report(cadence);
+    let (cadence, reason) = run.cadence(wanted)?;
+    let mut report = run.report(cadence, reason);
     match cadence {
         _ if dry_run => return Ok(report),
         Some(cadence) => run.make(cadence, &mut report).await?,
@@ -166,27 +171,35 @@ impl Run<'_> {
         all.into_values().collect()
     }
 
-    fn cadence(&self, wanted: Wanted) -> Result<Option<Cadence>> {
+    /// The cadence of the point to be made, if any, and why.
+    fn cadence(&self, wanted: Wanted) -> Result<(Option<Cadence>, String)> {
         if let Wanted::This(cadence) = wanted {
-            return Ok(Some(cadence));
+            return Ok((Some(cadence), "asked for".to_owned()));
         }
         let mut enabled: Vec<Cadence> =
             self.places.iter().flat_map(|p| p.keep.cadences().collect::<Vec<_>>()).collect();
         enabled.sort_unstable();
         enabled.dedup();
-        Ok(plan::due(&self.engine.calendar()?, enabled, &self.known(), self.started))
+        let calendar = self.engine.calendar()?;
+        let periods: Vec<String> = enabled.iter().map(|c| calendar.period(*c, self.started).to_string()).collect();
+        Ok(match plan::due(&calendar, enabled, &self.known(), self.started) {
+            Some(due) => (Some(due), format!("no point yet for {}", calendar.period(due, self.started))),
+            None if periods.is_empty() => (None, "no cadence is enabled by `keep`".to_owned()),
+            None => (None, format!("there are points for {}", periods.join(", "))),
+        })
     }
 
-    fn report(&self, cadence: Option<Cadence>) -> RunReport {
+    fn report(&self, cadence: Option<Cadence>, reason: String) -> RunReport {
         let places = self
             .places
             .iter()
-            .map(|p| PlaceReport { name: p.name().to_owned(), failure: None, notes: Vec::new() })
+            .map(|p| PlaceReport { name: p.name().to_owned(), wanted: true, failure: None, notes: Vec::new() })
             .collect();
         RunReport {
             service: self.name.to_owned(),
             id: None,
             cadence,
+            reason,
             started: self.started,
             finished: self.started,
             plain_bytes: 0,
@@ -227,30 +240,47 @@ impl Run<'_> {
     async fn make(&self, cadence: Cadence, report: &mut RunReport) -> Result<()> {
         let source = self.engine.source(self.name)?;
         let id = self.new_id(cadence);
-        let legs = self.legs(cadence, &id).await;
+        let takers: Vec<&Place> = self.takers(cadence, report);
+        let legs = self.legs(&takers, cadence, &id).await;
+        let previous = self.previous(source.as_ref());
         let sink = PointSink::new(
             legs.clone(),
             self.encoding()?,
             self.service.stall_timeout.0,
             Arc::clone(&self.engine.monitor),
+            previous.as_ref().map_or(&[], |m| &m.artefacts),
         );
         let captured = self.capture(source.as_ref(), &sink).await;
         let whole = match captured {
-            Ok(captured) => commit::commit(self, source.as_ref(), &sink, &legs, cadence, &id, captured, report).await,
+            Ok(captured) => {
+                commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
+            }
             Err(err) => Err(err),
         };
-        for (leg, place) in legs.iter().zip(&mut report.places) {
+        for (leg, place) in legs.iter().zip(report.places.iter_mut().filter(|p| p.wanted)) {
             place.failure = leg.failure();
         }
         if whole.is_err() || legs.iter().any(|l| l.failure().is_some()) {
-            sweep::abandoned(&self.places, &legs, &id).await;
+            sweep::abandoned(&takers, &legs, &id).await;
         }
         whole.map_err(|e| e.within(format!("service {:?}: no restore point was made", self.name)))
     }
 
-    async fn legs(&self, cadence: Cadence, id: &str) -> Vec<Arc<Leg>> {
+    /// The places that the point goes to; the others are marked in the report.
+    fn takers(&self, cadence: Cadence, report: &mut RunReport) -> Vec<&Place> {
+        let takes = |(place, read): (&Place, &Result<Catalogue>)| takes(place, read.as_ref().ok(), cadence);
+        let wanted: Vec<bool> = self.places.iter().zip(&self.catalogues).map(takes).collect();
+        // A cadence that no place keeps was asked for by name: it goes everywhere.
+        if !wanted.contains(&true) {
+            return self.places.iter().collect();
+        }
+        report.places.iter_mut().zip(&wanted).for_each(|(place, wanted)| place.wanted = *wanted);
+        self.places.iter().zip(wanted).filter_map(|(place, wanted)| wanted.then_some(place)).collect()
+    }
+
+    async fn legs(&self, takers: &[&Place], cadence: Cadence, id: &str) -> Vec<Arc<Leg>> {
         let mut legs = Vec::new();
-        for place in &self.places {
+        for place in takers {
             let folder = place.layout.folder(&self.host, self.name, cadence, id);
             let staged = place.destination.staging(&folder);
             let mode = place.layout.put_mode();
@@ -276,8 +306,10 @@ impl Run<'_> {
         cx.previous = self.previous(source);
         let work = async {
             source.cleanup(&cx).await?;
-            source.probe(&cx).await?;
-            source.backup(&cx, sink).await
+            let probe = source.probe(&cx).await?;
+            let mut captured = source.backup(&cx, sink).await?;
+            captured.warnings.splice(0..0, probe.warnings);
+            Ok(captured)
         };
         let outcome = tokio::select! {
             done = tokio::time::timeout(self.service.timeout.0, work) => done.unwrap_or_else(|_| Err(self.timed_out())),
@@ -310,18 +342,31 @@ impl Run<'_> {
     async fn tidy(&self, report: &mut RunReport) {
         let fresh = self.engine.catalogues(&self.places, &self.host, self.name).await;
         let Ok(calendar) = self.engine.calendar() else { return };
-        let policy = prune::Policy { calendar, now: self.engine.clock.now(), agent_id: &self.agent_id };
+        let proven = records::all(self.engine, self.name, &self.host, &self.places).await.to_protect();
+        let now = self.engine.clock.now();
+        let policy = prune::Policy { calendar, now, agent_id: &self.agent_id, proven: &proven };
         for (at, place) in self.places.iter().enumerate() {
             if self.engine.cancel.is_cancelled() {
                 return;
             }
-            let notes = &mut report.places[at].notes;
-            let Ok(catalogue) = &fresh[at] else { continue };
+            let PlaceReport { notes, failure, .. } = &mut report.places[at];
+            let catalogue = match &fresh[at] {
+                Ok(catalogue) => catalogue,
+                Err(err) => {
+                    notes.push(format!("nothing was removed or copied there: {}", err.chain()));
+                    continue;
+                }
+            };
             // First, because what an interrupted run left can be in the way of a copy of the same point.
             notes.extend(
                 sweep::sweep(place, catalogue, &self.agent_id, self.started, self.grace(), &place_roots(place, self))
                     .await,
             );
+            // What has just failed is left in peace until the next run.
+            if failure.is_some() {
+                continue;
+            }
+            notes.extend(topup::mend(&self.places, &fresh, at, self).await);
             notes.extend(topup::top_up(&self.places, &fresh, at, &policy, self).await);
             let succeeded = report.id.as_ref().is_some_and(|id| {
                 let point = catalogue.points.iter().find(|p| &p.manifest.id == id);
@@ -337,6 +382,13 @@ impl Run<'_> {
         let limit = self.service.timeout.0 + Duration::from_secs(3600);
         chrono::TimeDelta::from_std(limit).unwrap_or(chrono::TimeDelta::days(2))
     }
+}
+
+/// Whether a place is sent a new point of this cadence: one that keeps it or a lower cadence, which it satisfies too.
+/// A place that keeps only higher ones would store it and remove it again; it gets none, unless it is still empty.
+pub fn takes(place: &Place, catalogue: Option<&Catalogue>, cadence: Cadence) -> bool {
+    let empty = || catalogue.is_some_and(|c| !c.points.iter().any(|p| p.manifest.state == State::Complete));
+    cadence == Cadence::Manual || place.keep.cadences().any(|kept| kept <= cadence) || empty()
 }
 
 fn place_roots(place: &Place, run: &Run<'_>) -> Vec<String> {

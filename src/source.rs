@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +22,7 @@ use crate::monitor::Monitor;
 use crate::units::Clock;
 
 pub mod blobdir;
+pub mod couchdb;
 pub mod postgres;
 
 /// What every long call is given. Holds no global state.
@@ -64,6 +67,29 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// Removes what an interrupted run of this service left on the source side. Idempotent; called before and
     /// after every backup, whatever happened.
     async fn cleanup(&self, cx: &Context) -> Result<()>;
+    /// Restores a point into the scratch directory of `request`, and compares what came back with what was captured.
+    ///
+    /// - Production is never touched: nothing is written but below `request.scratch`, and whatever must lie elsewhere
+    ///   (an index in a cluster) has a name that only drills use.
+    /// - Every process it starts has its working directory in the scratch directory: the engine ends those that
+    ///   are left there, after a drill and, when one was killed, before the next.
+    /// - What differs is no error: it is told in [`Drilled::differences`].
+    ///
+    /// # Errors
+    /// `Corrupt` when the point is damaged; every other kind when it could not be tried or did not come back.
+    async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled>;
+    /// Bytes of disk that a drill of this point needs below its scratch directory. The engine refuses to begin
+    /// without them.
+    fn drill_bytes(&self, point: &Manifest, request: &DrillRequest) -> u64;
+    /// Directories of this host that hold production's data, as far as the configuration and the manifest tell. A
+    /// scratch directory in one of them is refused.
+    fn production(&self, point: &Manifest) -> Vec<PathBuf>;
+    /// Removes what drills of this service left outside of their scratch directory. Idempotent; called before and
+    /// after every drill, under its lock. Most stores leave nothing there.
+    async fn drill_cleanup(&self, cx: &Context) -> Result<()> {
+        let _ = cx;
+        Ok(())
+    }
 }
 
 /// Answer of [`Source::probe`].
@@ -143,6 +169,10 @@ pub struct RestoreRequest {
     pub map: Vec<(PathBuf, PathBuf)>,
     /// Keep `standby.signal` and `primary_conninfo`.
     pub keep_standby: bool,
+    /// Without databases that hold jobs of replication.
+    pub no_replicator: bool,
+    /// The files are in place and the server is up: only what comes after that.
+    pub only_finish: bool,
     /// How long a started server may take to end its recovery.
     pub wait: Option<Duration>,
 }
@@ -169,6 +199,86 @@ pub struct Verified {
     pub problems: Vec<String>,
 }
 
+/// What a drill is asked to do.
+#[derive(Debug, Clone)]
+pub struct DrillRequest {
+    /// Private (0700), empty directory on the disk for drills; the engine makes and removes it.
+    pub scratch: PathBuf,
+    /// Compare without storing anything, where the store can.
+    pub stream: bool,
+    /// How long a started server may take to end its recovery.
+    pub wait: Duration,
+}
+
+/// How far a drill goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrillLevel {
+    /// Read and compared, without being restored.
+    Stream,
+    /// Restored into files, which were read again.
+    Files,
+    /// Restored into a server that was started and asked.
+    Server,
+}
+
+/// Where the seconds of a drill went. What overlaps is counted once: for what was waited for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    /// Waiting for stored bytes. Filled in by the engine.
+    pub fetch: f64,
+    /// Waiting for decryption, decompression and digests. Filled in by the engine.
+    pub decompress: f64,
+    /// Writing the data into its place, with the waiting for it.
+    pub restore: f64,
+    /// From the start of a server until its recovery has ended.
+    pub start: f64,
+    /// Comparing.
+    pub compare: f64,
+}
+
+impl Seconds {
+    /// The sum.
+    pub fn total(&self) -> f64 {
+        self.fetch + self.decompress + self.restore + self.start + self.compare
+    }
+}
+
+/// Takes the time of phases.
+#[derive(Debug)]
+pub struct Stopwatch {
+    clock: Clock,
+    since: DateTime<Utc>,
+}
+
+impl Stopwatch {
+    /// Starts now.
+    pub fn start(clock: &Clock) -> Self {
+        Self { clock: clock.clone(), since: clock.now() }
+    }
+    /// Seconds since the start or the last lap.
+    pub fn lap(&mut self) -> f64 {
+        let now = self.clock.now();
+        let passed = (now - std::mem::replace(&mut self.since, now)).to_std().unwrap_or_default();
+        passed.as_secs_f64()
+    }
+}
+
+/// Answer of [`Source::drill`]: it came back, and this was found.
+#[derive(Debug, Clone)]
+pub struct Drilled {
+    /// How far it went.
+    pub level: DrillLevel,
+    /// By phase.
+    pub seconds: Seconds,
+    /// Counted in what came back.
+    pub counts: BTreeMap<String, u64>,
+    /// What is not as it was captured, one line each, with names; empty = proven.
+    pub differences: Vec<String>,
+    /// What was not compared and why, without names.
+    pub notes: Vec<String>,
+}
+
 /// One kind of source.
 #[derive(Debug, Clone, Copy)]
 pub struct Driver {
@@ -179,12 +289,13 @@ pub struct Driver {
 }
 
 /// All kinds, in the order of the documentation.
-pub const DRIVERS: &[Driver] = &[postgres::DRIVER, blobdir::DRIVER];
+pub const DRIVERS: &[Driver] = &[postgres::DRIVER, couchdb::DRIVER, blobdir::DRIVER];
 
 /// Turns a service's settings into its source. Does no input or output.
 pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
     match config {
-        SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(c.clone())),
+        SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(*c.clone())),
+        SourceConfig::Couchdb(c) => Arc::new(couchdb::Couchdb::new(*c.clone())),
         SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
     }
 }

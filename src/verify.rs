@@ -36,7 +36,7 @@ pub struct Report {
 /// Verifies one point at one place. Damage is a problem in the report; an error means that it could not be looked at.
 pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Level) -> Result<Report> {
     let manifest = &chosen.point.manifest;
-    let missing = chosen.point.missing.iter().map(|a| format!("artefact {a:?} is missing or has the wrong length"));
+    let missing = chosen.point.missing.iter().map(|a| format!("artefact {a} is not there as it was stored"));
     let mut report = Report {
         place: chosen.place.name().to_owned(),
         id: manifest.id.clone(),
@@ -44,7 +44,7 @@ pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Leve
         counts: BTreeMap::new(),
         problems: missing.collect(),
     };
-    let present = manifest.artefacts.iter().filter(|a| !chosen.point.missing.contains(&a.name));
+    let present = manifest.artefacts.iter().filter(|a| !chosen.point.missing.iter().any(|m| m.name == a.name));
     if level >= Level::Digest {
         for artefact in present {
             engine.monitor.start(&artefact.name, Some(artefact.stored_bytes));

@@ -57,6 +57,23 @@ fn fresh_points() {
 }
 
 #[test]
+fn a_limit_that_is_not_configured_is_the_documented_one() {
+    let config = backstay::config::Config::default();
+    let service = serde_json::from_str("{}").unwrap();
+    let limits = Cadence::CALENDAR.map(|c| config.max_age(&service, c).unwrap().to_string());
+    assert_eq!(limits, ["3h", "50h", "194h", "33d", "370d"]);
+    let judged = judge(&AT, &[], Cadence::CALENDAR, &BTreeMap::new(), now());
+    let judged: Vec<String> =
+        judged.lines.iter().rev().map(|l| Span::from_secs(l.limit_seconds.unwrap()).to_string()).collect();
+    assert_eq!(judged, limits);
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let read = |name| std::fs::read_to_string(docs.join(name)).unwrap();
+    assert!(read("configuration.md").contains("Default: 3h, 50h, 194h (8 d 2 h), 33d, 370d for hourly to yearly."));
+    let words = "3 h (hourly), 50 h (daily), 194 h (weekly), 33 d (monthly),\n370 d (yearly)";
+    assert!(read("monitoring.md").contains(words));
+}
+
+#[test]
 fn points_that_are_too_old_or_not_there() {
     assert_eq!(
         shown(&[point(Cadence::Daily, 60), suspect(point(Cadence::Daily, 12))]),
@@ -102,8 +119,8 @@ fn a_point_from_the_future_is_unknown() {
         freshness.lines[1].to_string(),
         "[UNKNOWN] postgres has a daily restore point from the future at offsite; newest complete: 60 min old, \
          1.5 GiB, postgres_weekly_2026_11_20_110000, limit 50h\n    postgres_daily_2026_11_22_120000 starts 2 d 0 h \
-         from now: compare the clocks of db1 and of this host; a point that was taken with a wrong clock has to be \
-         removed by hand once a newer good one exists."
+         from now: compare the clocks of db1 and of this host; a point that was taken with a wrong clock can be \
+         removed: backstay prune postgres --point postgres_daily_2026_11_22_120000."
     );
     assert_eq!(freshness.last_good.unwrap().id, "postgres_weekly_2026_11_20_110000");
     let mut near = point(Cadence::Weekly, 0);

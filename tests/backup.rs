@@ -32,13 +32,16 @@ fn start() -> DateTime<Utc> {
 
 impl Deployment {
     fn new(keep: &str) -> Self {
+        Self::with(keep, "[second]")
+    }
+    fn with(keep: &str, destinations: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().display();
         let text = format!(
             "environment: test\nhost: h1\nstate_dir: {root}/state\n\
              destinations: {{second: {{local: {{path: {root}/second}}}}}}\n\
              services:\n  blobs:\n    blobdir: {{path: {root}/blobs}}\n    backup_dir: {root}/local\n    \
-             destinations: [second]\n    keep: {keep}\n"
+             destinations: {destinations}\n    keep: {keep}\n"
         );
         let config = parse::from_text(&text, "test.yml").unwrap();
         let offset = Arc::new(AtomicI64::new(0));
@@ -119,6 +122,41 @@ async fn nothing_due_makes_nothing_and_the_next_period_does() {
 }
 
 #[tokio::test]
+async fn a_place_that_keeps_only_months_is_not_sent_every_day() {
+    let d = Deployment::with("{daily: 3, monthly: 2}", "[{name: second, keep: {monthly: 12}}]");
+    let first = d.backup(Wanted::Due).await.unwrap();
+    assert_eq!(first.cadence, Some(Cadence::Monthly));
+    d.pass(TimeDelta::days(1));
+    let daily = d.backup(Wanted::Due).await.unwrap();
+    assert_eq!(daily.cadence, Some(Cadence::Daily));
+    assert!(daily.failure().is_none());
+    assert_eq!(daily.places.iter().map(|p| p.wanted).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(d.ids("second").await, [first.id.unwrap()]);
+    assert_eq!(d.ids("local").await.len(), 2);
+    // The month begins: both places get it, and it is what the second restores.
+    d.write("a/one", b"april");
+    d.pass(TimeDelta::days(30));
+    let next = d.backup(Wanted::Due).await.unwrap();
+    assert_eq!(d.ids("second").await.last(), next.id.as_ref());
+    let target = d.path("out");
+    d.restore(Some("second"), None, &target).await.unwrap();
+    assert_eq!(std::fs::read(target.join("a/one")).unwrap(), b"april");
+}
+
+#[tokio::test]
+async fn a_place_without_any_point_takes_what_comes_first() {
+    let d = Deployment::with("{daily: 3}", "[{name: second, keep: {yearly: 2}}]");
+    d.backup(Wanted::This(Cadence::Daily)).await.unwrap();
+    assert_eq!(d.ids("second").await.len(), 1);
+    d.pass(TimeDelta::days(1));
+    d.backup(Wanted::This(Cadence::Daily)).await.unwrap();
+    assert_eq!(d.ids("second").await.len(), 1);
+    // One that was asked for by hand goes everywhere.
+    let manual = d.backup(Wanted::This(Cadence::Manual)).await.unwrap();
+    assert_eq!(d.ids("second").await, [manual.id.unwrap()], "and is the last complete one, so that the daily may go");
+}
+
+#[tokio::test]
 async fn retention_keeps_what_the_policy_says_and_manual_points() {
     let d = Deployment::new("{daily: 2}");
     let manual = d.backup(Wanted::This(Cadence::Manual)).await.unwrap().id.unwrap();
@@ -159,6 +197,7 @@ async fn a_place_that_missed_a_point_is_topped_up() {
     std::fs::remove_file(d.path("second")).unwrap();
     let next = d.backup(Wanted::Due).await.unwrap();
     assert_eq!(next.id, None, "nothing is due: the day has a point");
+    assert_eq!(next.reason, "there are points for 2026-03-10");
     assert_eq!(d.ids("second").await, d.ids("local").await);
     d.restore(Some("second"), None, &d.path("out")).await.unwrap();
     assert_eq!(std::fs::read(d.path("out/a/one")).unwrap(), b"first");

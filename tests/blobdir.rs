@@ -9,7 +9,9 @@
 )]
 
 mod archive;
+mod drill;
 mod faults;
+mod leftovers;
 mod memory;
 mod tree;
 

@@ -128,7 +128,7 @@ fn a_secret_file_that_others_can_read_is_refused_when_it_is_used() {
         err.report(),
         format!(
             "error: others can read the secret in \"{keys}\" (mode 0644)\n\
-             hint: run `chmod 600 {keys}`, and change the secret if others have read it."
+             hint: run `chmod 600 {keys}` (640 with a group of the users who need it), and change the secret if others have read it."
         )
     );
 }

@@ -12,19 +12,24 @@ use crate::common::Ran;
 use crate::common::fake::{Fake, HALF_THEN_HOLD, WHOLE, alive, ended, until};
 
 /// A file system of its own, unmounted at the end.
-struct Mount(PathBuf);
+pub(crate) struct Mount(PathBuf);
 
 impl Mount {
     /// `None`, with the reason noted, where mounting is not possible.
-    fn new(at: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn new(at: &Path, size: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at);
-        let out = mount.output().unwrap();
+        Self::attach(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
+    }
+    /// A directory mounted over itself.
+    pub(crate) fn bind(at: &Path) -> Option<Self> {
+        Self::attach(&["--bind", at.to_str().unwrap()], at)
+    }
+    fn attach(args: &[&str], at: &Path) -> Option<Self> {
+        let out = Command::new("mount").args(args).arg(at).output().unwrap();
         if out.status.success() {
             return Some(Self(at.to_owned()));
         }
-        crate::common::skip(&format!("a full disk: cannot mount here: {}", String::from_utf8_lossy(&out.stderr)));
+        crate::common::skip(&format!("mounts: cannot mount here: {}", String::from_utf8_lossy(&out.stderr)));
         None
     }
 }
@@ -61,7 +66,8 @@ fn a_full_disk_costs_one_place_and_the_next_run_tops_it_up() {
         &[
             &format!("error: service \"db\": restore point {id} is incomplete: it is not at local\n"),
             "No space left on device",
-            "\nhint: the next run copies the point there, once the destination works again.",
+            "\nhint: free some space there, keep fewer points, or move the destination to a larger disk. Then the next \
+             run copies the point there.\n",
         ],
     );
     assert!(ran.stdout.contains("  local: FAILED: ") && ran.stdout.contains("  second: whole\n"), "{ran:#?}");
@@ -123,7 +129,8 @@ fn a_missing_program_is_named_with_what_to_do() {
     for name in ["pg_dumpall", "psql"] {
         std::fs::remove_file(d.path("bin").join(name)).unwrap();
         let ran = d.run(&["backup", "--manual"]);
-        expect(&ran, 78, &[&format!("could not run {name}"), &format!("install the package that has {name}")]);
+        let cause = format!("could not run {name}\n  caused by: {}: No such file", d.path("bin").join(name).display());
+        expect(&ran, 78, &[&cause, &format!("install the package that has {name}")]);
         assert_eq!(d.files(), files);
     }
 }

@@ -127,3 +127,42 @@ fn a_manifest_that_names_another_points_artefact_is_not_followed_by_prune() {
     let _ = d.run(&["prune"]);
     assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
 }
+
+/// Restore points, the agent's state and live sources are no targets, not even with `--replace`.
+#[test]
+fn a_restore_does_not_take_what_it_needs_with_it() {
+    let d = Deployment::new();
+    for (to, what) in [
+        ("blobs/restored", "the data of service \"blobs\""),
+        ("local", "the restore points of service \"blobs\""),
+        ("local/restored", "the restore points of service \"blobs\""),
+        ("second/test", "destination \"second\""),
+        ("state", "the agent's state"),
+        ("", "the agent's state"),
+        ("link/restored", "the data of service \"blobs\""),
+    ] {
+        let link = d.path("link");
+        if !link.exists() {
+            symlink(d.path("blobs"), &link).unwrap();
+        }
+        let ran = d.run(&["restore", "blobs", "--replace", "--to", d.path(to).to_str().unwrap()]);
+        assert_eq!(ran.code, 73, "{to}: {ran:#?}");
+        assert!(ran.stderr.contains(&format!(" overlaps with {what} in ")), "{to}: {ran:#?}");
+        assert!(ran.stderr.ends_with("\nhint: restore into another directory with --to.\n"), "{to}: {ran:#?}");
+    }
+    assert_eq!(std::fs::read_to_string(d.path("blobs/one")).unwrap(), "one");
+    assert_eq!(std::fs::read_dir(d.path("blobs")).unwrap().count(), 1);
+    d.run(&["verify", "blobs"]).ok();
+    // Its own place by name is its own place.
+    std::fs::write(d.path("blobs/one"), "changed").unwrap();
+    d.run(&["restore", "blobs", "--replace", "--to", d.path("blobs").to_str().unwrap()]).ok();
+    assert_eq!(std::fs::read_to_string(d.path("blobs/one")).unwrap(), "one");
+}
+
+/// A service's own directory is not divided by host, so a list of another host's points must look at each.
+#[test]
+fn points_of_another_host_are_not_listed_as_its_own() {
+    let d = Deployment::new();
+    assert_eq!(d.run(&["list", "--host", "h2"]).ok(), "no restore points\n");
+    assert_eq!(d.run(&["list", "--host", "h1"]).ok(), d.run(&["list"]).ok());
+}

@@ -26,14 +26,17 @@ const LAYERS: &[(&str, u8)] = &[
     ("destination::*", 2),
     ("source::*", 2),
     // Pure decisions: `now` is an argument.
+    ("calendar", 3),
     ("freshness", 3),
     ("layout", 3),
     ("plan", 3),
+    ("proof", 3),
     ("retention", 3),
     // What brings it together.
     ("catalogue", 4),
     ("check", 4),
     ("demo", 4),
+    ("drill", 4),
     ("engine", 4),
     ("legacy", 4),
     ("lock", 4),
@@ -43,7 +46,6 @@ const LAYERS: &[(&str, u8)] = &[
     ("verify", 4),
     // What people see.
     ("notify", 5),
-    ("report", 5),
     ("cli", 6),
     ("main", 6),
 ];

@@ -1,7 +1,7 @@
 //! Mail against a real SMTP server (`tests/tools/smtpd.py`) and a sendmail program.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use backstay::config::Mail;
@@ -11,82 +11,7 @@ use backstay::notify::state::{AlarmState, Letter, Observation, advance};
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
 
-/// A mail server of its own for each test; it ends with its standard input.
-struct Smtpd {
-    dir: TempDir,
-    child: Child,
-    port: u16,
-}
-
-impl Smtpd {
-    #[allow(clippy::disallowed_methods, reason = "a test server that is waited for by its port file")]
-    fn start(mode: &str) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = root.join("target/venv/bin/python");
-        assert!(
-            python.exists(),
-            "the mail tests need aiosmtpd: python3 -m venv target/venv && target/venv/bin/pip install aiosmtpd==1.4.6"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let child = Command::new(python)
-            .arg(root.join("tests/tools/smtpd.py"))
-            .arg(dir.path())
-            .arg(mode)
-            .stdin(Stdio::piped())
-            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut smtpd = Self { dir, child, port: 0 };
-        for _ in 0..600 {
-            if let Ok(text) = std::fs::read_to_string(smtpd.dir.path().join("port")) {
-                smtpd.port = text.trim().parse().unwrap();
-                return smtpd;
-            }
-            let log = std::fs::read_to_string(smtpd.dir.path().join("log")).unwrap_or_default();
-            assert!(smtpd.child.try_wait().unwrap().is_none(), "the mail server ended: {log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("the mail server did not start");
-    }
-
-    fn ca(&self) -> Vec<u8> {
-        std::fs::read(self.dir.path().join("ca.pem")).unwrap()
-    }
-
-    fn mails(&self) -> Vec<String> {
-        let path = |n: usize| self.dir.path().join(format!("mail/{n}.eml"));
-        (1..).map_while(|n| std::fs::read_to_string(path(n)).ok()).collect()
-    }
-
-    /// Every recipient that the server was asked for.
-    fn asked(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.path().join("rcpt")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    fn config(&self, url: &str, username: Option<&str>) -> Mail {
-        Mail {
-            smtp: Some(url.replace("PORT", &self.port.to_string())),
-            from: "Backstay <backstay@example.com>".into(),
-            username: username.map(str::to_owned),
-            password: None,
-            ca_file: None,
-            sendmail: "/nonexistent".into(),
-        }
-    }
-
-    fn mailer(&self) -> Mailer {
-        let config = self.config("smtp://localhost:PORT", Some("u"));
-        Mailer::new(&config, Some("pw"), Some(&self.ca())).unwrap().backoff(Duration::from_millis(5))
-    }
-}
-
-impl Drop for Smtpd {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
+use crate::common::smtpd::Smtpd;
 
 fn now() -> DateTime<Utc> {
     "2026-11-20T12:00:00Z".parse().unwrap()
@@ -256,12 +181,9 @@ async fn a_sendmail_program_that_fails() {
     assert_eq!(refused(&by_sendmail("/nonexistent/sendmail".into()), "ops").await.kind, ErrorKind::Config);
 }
 
-/// What was not taken by the next hop is due again.
-#[tokio::test]
-async fn an_alarm_counts_as_told_only_when_it_was_taken() {
-    let dir = tempfile::tempdir().unwrap();
-    let seen = [Observation {
-        host: "db1".into(),
+fn stale(host: &str) -> Observation {
+    Observation {
+        host: host.into(),
         service: "postgres".into(),
         destination: "offsite".into(),
         state: backstay::freshness::State::Alert,
@@ -269,7 +191,41 @@ async fn an_alarm_counts_as_told_only_when_it_was_taken() {
         lines: Vec::new(),
         advice: Vec::new(),
         last_good: None,
-    }];
+    }
+}
+
+/// A bucket that nobody can read is one event, not one for each host.
+#[tokio::test]
+async fn many_alarms_at_once_are_one_mail() {
+    let dir = tempfile::tempdir().unwrap();
+    let works = by_sendmail(script(&dir, "#!/bin/sh\ncat >>DIR/mails\n"));
+    let mut seen: Vec<Observation> = ["db1", "db2", "db3", "db4"].map(stale).into();
+    let (mut alarms, due) = advance(&AlarmState::default(), &seen, now());
+    backstay::notify::deliver(&works, &to("ops"), &due, &mut alarms, now()).await.unwrap();
+    let mails = std::fs::read_to_string(dir.path().join("mails")).unwrap();
+    assert_eq!(mails.matches("Subject: ").count(), 1, "{mails}");
+    assert!(mails.contains("Subject: [backstay] 4 ALERT of 4 checks that changed or last"), "{mails}");
+    for host in ["db1", "db2", "db3", "db4"] {
+        assert!(
+            mails.contains(&format!("ALERT {host}: postgres has no daily restore point newer than 50h")),
+            "{mails}"
+        );
+    }
+    assert_eq!(advance(&alarms, &seen, now()).1, []);
+    // Three, with a recovery among them, are mails of their own.
+    seen.truncate(3);
+    seen.iter_mut().for_each(|s| s.state = backstay::freshness::State::Ok);
+    let (mut alarms, due) = advance(&alarms, &seen, now());
+    backstay::notify::deliver(&works, &to("ops"), &due, &mut alarms, now()).await.unwrap();
+    let mails = std::fs::read_to_string(dir.path().join("mails")).unwrap();
+    assert_eq!(mails.matches("Subject: ").count(), 4, "{mails}");
+}
+
+/// What was not taken by the next hop is due again.
+#[tokio::test]
+async fn an_alarm_counts_as_told_only_when_it_was_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = [stale("db1")];
     let (mut alarms, due) = advance(&AlarmState::default(), &seen, now());
     let broken = by_sendmail(script(&dir, "#!/bin/sh\nexit 1\n"));
     let err = backstay::notify::deliver(&broken, &to("ops"), &due, &mut alarms, now()).await.unwrap_err();

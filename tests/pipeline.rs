@@ -27,7 +27,7 @@ fn local(name: &str, dir: &Path) -> Arc<dyn Destination> {
 }
 
 fn sink(legs: &[Arc<Leg>], encoding: Encoding) -> PointSink {
-    PointSink::new(legs.to_vec(), encoding, Duration::from_secs(2), Arc::new(Silent))
+    PointSink::new(legs.to_vec(), encoding, Duration::from_secs(2), Arc::new(Silent), &[])
 }
 
 fn zstd() -> Encoding {

@@ -10,8 +10,14 @@ use backstay::source::{Captured, PointReader, RestoreRequest, Source as _};
 use crate::common::memory::{Memory, context};
 use crate::common::postgres::{Server, server_dir};
 
+#[path = "postgres/connect.rs"]
+mod connect;
+#[path = "postgres/drill.rs"]
+mod drill;
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "postgres/hostile.rs"]
+mod hostile;
 #[path = "postgres/logical.rs"]
 mod logical;
 

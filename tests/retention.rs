@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use backstay::calendar::Calendar;
 use backstay::config::{Keep, WeekStart};
 use backstay::manifest::State;
-use backstay::plan::Calendar;
 use backstay::retention::{Action, Decision, PointFacts, decide, is_future, sound};
 use backstay::units::Cadence;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -41,6 +41,7 @@ fn points(text: &str) -> Vec<PointFacts> {
             agent_id: OWN.to_owned(),
             foreign: false,
             base: None,
+            proven: false,
         };
         for word in words {
             match word.split_once('=') {
@@ -395,6 +396,7 @@ fn any_points() -> impl Strategy<Value = Vec<PointFacts>> {
                 foreign: owner == 1,
                 // Also ids that are not there, circles and bases that are newer.
                 base: base.map(|b| format!("p{}", b % (count + 2))),
+                proven: false,
             })
             .collect()
     })
@@ -477,6 +479,7 @@ proptest! {
             agent_id: OWN.to_owned(),
             foreign: false,
             base: None,
+            proven: false,
         });
         let after = run(&more, &keep);
         for (b, a) in before.iter().zip(&after) {

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use backstay::calendar::Calendar;
 use backstay::config::{Keep, WeekStart};
 use backstay::manifest::State;
-use backstay::plan::{Calendar, due, next_id};
+use backstay::plan::{due, next_id};
 use backstay::retention::{Action, PointFacts, decide};
 use backstay::units::Cadence;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -45,6 +46,7 @@ impl Host {
             agent_id: "own".to_owned(),
             foreign: false,
             base: None,
+            proven: false,
         });
         let decisions = decide(&self.points, &self.keep, &self.calendar, now, "own");
         let gone: BTreeSet<&str> =

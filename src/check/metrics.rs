@@ -112,6 +112,7 @@ mod tests {
             host: "db1".into(),
             service: "postgres".into(),
             destination: "offsite".into(),
+            beyond_rto: false,
             freshness: freshness::judge(&watched, points, [Cadence::Daily], &limits, at(3)),
         };
         let labels = "host=\"db1\",service=\"postgres\",destination=\"offsite\"";

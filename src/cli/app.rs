@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::DEFAULT_CONFIG;
-use super::progress::Progress;
+use super::progress::{Held, Progress};
 use crate::config::{Config, parse};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -105,21 +105,6 @@ impl Status {
     /// What was set, or 0.
     pub fn get(&self) -> u8 {
         self.0.load(Ordering::SeqCst)
-    }
-}
-
-/// Warnings held back until the command fails.
-#[derive(Debug, Clone, Default)]
-pub struct Held(Arc<Mutex<Vec<String>>>);
-
-impl Held {
-    /// Adds one.
-    pub fn push(&self, warning: &str) {
-        lock(&self.0).push(warning.to_owned());
-    }
-    /// Takes all.
-    pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.0))
     }
 }
 

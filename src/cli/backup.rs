@@ -149,13 +149,13 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
         .places
         .iter()
         .map(|p| {
-            json!({"name": p.name, "whole": report.id.is_some() && p.failure.is_none(),
+            json!({"name": p.name, "wanted": p.wanted, "whole": report.id.is_some() && p.wanted && p.failure.is_none(),
             "failure": p.failure.as_ref().map(|e| e.chain()), "notes": p.notes})
         })
         .collect();
     app.emit(&json!({
         "message_type": "backup", "service": report.service, "id": report.id, "cadence": report.cadence,
-        "dry_run": dry_run, "started": report.started, "finished": report.finished,
+        "reason": report.reason, "dry_run": dry_run, "started": report.started, "finished": report.finished,
         "plain_bytes": report.plain_bytes, "stored_bytes": report.stored_bytes, "counts": report.counts,
         "suspect": report.suspect, "warnings": report.warnings, "places": places,
     }));
@@ -168,6 +168,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
     }
     for place in &report.places {
         match (&report.id, &place.failure) {
+            (Some(_), None) if !place.wanted => app.say(format!("  {}: keeps none of this cadence", place.name)),
             (Some(_), None) => app.say(format!("  {}: whole", place.name)),
             (Some(_), Some(err)) => app.say(format!("  {}: FAILED: {}", place.name, err.chain())),
             (None, _) => {}
@@ -181,10 +182,12 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
 fn headline(report: &RunReport, dry_run: bool) -> String {
     let service = &report.service;
     let Some(cadence) = report.cadence else {
-        return format!("{service}: nothing is due");
+        return format!("{service}: nothing is due: {}", report.reason);
     };
     if dry_run {
-        return format!("{service}: would make a {cadence} restore point");
+        let places: Vec<&str> = report.places.iter().map(|p| p.name.as_str()).collect();
+        let (places, reason) = (places.join(", "), &report.reason);
+        return format!("{service}: would make a {cadence} restore point at {places}: {reason}");
     }
     let id = report.id.as_deref().unwrap_or("none");
     let seconds = (report.finished - report.started).num_seconds();

@@ -31,7 +31,7 @@ pub async fn run(app: &App, args: &CheckS3Args) -> Result<()> {
         print(app, &checked);
     }
     let mut code = match check::worst(&checked) {
-        State::Ok => 0,
+        State::Ok => u8::from(checked.iter().any(|c| c.beyond_rto)),
         State::Alert => 2,
         State::Unknown => 3,
     };

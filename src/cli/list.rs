@@ -1,44 +1,64 @@
 //! `backstay list`: what can be gone back to, where it lies, what state it is in.
 
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::ListArgs;
 use super::app::App;
 use super::backup::selected;
-use crate::catalogue::{self, Catalogue, Place};
+use crate::catalogue::{self, Catalogue, Place, Point};
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::manifest::State;
+use crate::proof::{Outcome, Proofs, Record};
 use crate::units::{Bytes, human_age};
 
 /// Lists restore points.
 pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
     let engine = app.engine(app.config()?)?;
     let mut failure = None;
-    let mut table = Table::default();
+    let mut groups = Vec::new();
     for service in selected(&engine, &args.services)? {
+        let mut found = Vec::new();
         for place in engine.places_from(&service, args.from.as_deref())? {
-            let hosts = match hosts(&engine, &place, args, &service).await {
-                Ok(hosts) => hosts,
+            match read(&engine, &place, args, &service).await {
+                Ok(catalogues) => found.extend(catalogues.into_iter().map(|(host, c)| (host, place.clone(), c))),
                 Err(err) => {
                     app.complain(&err);
                     failure = Some(err);
-                    continue;
-                }
-            };
-            for host in hosts {
-                match catalogue::read(&place, &host, &service).await {
-                    Ok(found) => show(app, &engine, &place, &found, &mut table),
-                    Err(err) => {
-                        app.complain(&err);
-                        failure = Some(err);
-                    }
                 }
             }
         }
+        let places: Vec<Place> = found.iter().map(|(_, place, _)| place.clone()).collect();
+        let mut proofs = BTreeMap::new();
+        for (host, place, catalogue) in &found {
+            if !proofs.contains_key(host) {
+                proofs.insert(host.clone(), records::all(&engine, &service, host, &places).await);
+            }
+            emit(app, &engine, place, catalogue, &proofs[host]);
+        }
+        groups.extend(Group::of(&service, &found, &proofs, engine.clock.now()));
     }
-    table.print(app);
+    if groups.is_empty() && failure.is_none() {
+        app.say("no restore points");
+    }
+    print(app, &groups);
     failure.map_or(Ok(()), |e| Err(e.within("not everything could be listed")))
+}
+
+/// What one place holds of a service, by host.
+async fn read(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Vec<(String, Catalogue)>> {
+    let mut read = Vec::new();
+    for host in hosts(engine, place, args, service).await? {
+        let mut catalogue = catalogue::read(place, &host, service).await?;
+        // A service's own directory is not divided by host.
+        catalogue.points.retain(|p| args.host.as_ref().is_none_or(|host| &p.manifest.host == host));
+        read.push((host, catalogue));
+    }
+    Ok(read)
 }
 
 async fn hosts(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Vec<String>> {
@@ -49,63 +69,162 @@ async fn hosts(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -
     Ok(vec![args.host.clone().map_or_else(|| engine.host(), Ok)?])
 }
 
-/// Rows for a person, aligned.
-#[derive(Debug, Default)]
-struct Table {
-    rows: Vec<[String; 6]>,
+/// The points of one service of one host, for a person.
+#[derive(Debug)]
+struct Group {
+    title: String,
+    rows: Vec<Row>,
     remarks: Vec<String>,
 }
 
-impl Table {
-    fn print(&self, app: &App) {
-        let header = ["RESTORE POINT", "AT", "AGE", "STORED", "STATE", "HOST"].map(str::to_owned);
-        let all = || std::iter::once(&header).chain(&self.rows);
-        let widths: Vec<usize> = (0..6).map(|i| all().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
-        if !self.rows.is_empty() {
-            for row in all() {
-                let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}")).collect();
-                app.say(line.join("  ").trim_end());
+/// One point, wherever it lies.
+#[derive(Debug)]
+struct Row {
+    started: DateTime<Utc>,
+    id: String,
+    age: String,
+    stored: String,
+    drilled: String,
+    /// Places with the state there.
+    at: Vec<(String, (&'static str, String))>,
+}
+
+impl Group {
+    /// One for each host, in the order of their names.
+    fn of(
+        service: &str,
+        found: &[(String, Place, Catalogue)],
+        proofs: &BTreeMap<String, Proofs>,
+        now: DateTime<Utc>,
+    ) -> Vec<Self> {
+        let mut groups: BTreeMap<&str, Self> = BTreeMap::new();
+        let new = |host| Self { title: format!("{service} on {host}"), rows: Vec::new(), remarks: Vec::new() };
+        for (host, place, catalogue) in found {
+            // A service's own directory may also hold points of a host that had another name.
+            for point in &catalogue.points {
+                let record = proofs.get(host).and_then(|p| p.of(&point.manifest.id));
+                let host = &point.manifest.host;
+                groups.entry(host).or_insert_with(|| new(host)).add(place, point, record, now);
             }
-        } else if self.remarks.is_empty() {
-            app.say("no restore points");
+            let group = groups.entry(host).or_insert_with(|| new(host));
+            for stranger in &catalogue.strangers {
+                group.remarks.push(format!("{}: {} is left alone: {}", place.name(), stranger.name, stranger.reason));
+            }
+            for orphan in &catalogue.orphans {
+                let text = "has no manifest: an unfinished or removed point";
+                group.remarks.push(format!("{}: {} {text}", place.name(), orphan.name));
+            }
         }
-        self.remarks.iter().for_each(|r| app.say(r));
+        let mut groups: Vec<Self> = groups.into_values().collect();
+        groups.iter_mut().for_each(|g| g.rows.sort_by(|a, b| (b.started, &b.id).cmp(&(a.started, &a.id))));
+        groups
+    }
+
+    fn add(&mut self, place: &Place, point: &Point, record: Option<&Record>, now: DateTime<Utc>) {
+        let m = &point.manifest;
+        let at = (place.name().to_owned(), state_for_people(point));
+        if let Some(row) = self.rows.iter_mut().find(|r| r.id == m.id) {
+            row.at.push(at);
+            return;
+        }
+        let age = (now - m.started).num_seconds();
+        self.rows.push(Row {
+            started: m.started,
+            id: m.id.clone(),
+            age: if age < 0 { format!("in {}", human_age(-age)) } else { human_age(age) },
+            stored: Bytes(m.stored_bytes()).to_string(),
+            drilled: record.map_or_else(|| "-".to_owned(), |r| drill_text(r, now)),
+            at: vec![at],
+        });
     }
 }
 
-fn show(app: &App, engine: &Engine, place: &Place, found: &Catalogue, table: &mut Table) {
+impl Row {
+    fn cells(&self) -> [String; 6] {
+        let places: Vec<&str> = self.at.iter().map(|(place, _)| place.as_str()).collect();
+        let same = self.at.iter().all(|(_, state)| *state == self.at[0].1);
+        let states = if same { &self.at[..1] } else { &self.at[..] };
+        let states = states.iter().map(|(place, (word, why))| {
+            let at = if same { String::new() } else { format!(" at {place}") };
+            if why.is_empty() { format!("{word}{at}") } else { format!("{word}{at}: {why}") }
+        });
+        let states: Vec<String> = states.collect();
+        let drilled = self.drilled.clone();
+        [format!("  {}", self.id), self.age.clone(), self.stored.clone(), places.join(", "), drilled, states.join("; ")]
+    }
+}
+
+/// A word, and why it is not good.
+fn state_for_people(point: &Point) -> (&'static str, String) {
+    let m = &point.manifest;
+    let missing: Vec<String> = point.missing.iter().map(ToString::to_string).collect();
+    match m.state {
+        _ if !missing.is_empty() => ("INCOMPLETE", missing.join(", ")),
+        State::Complete => ("complete", m.accepted.map_or_else(String::new, |_| "accepted by hand".to_owned())),
+        State::Suspect => ("SUSPECT", m.suspect_reasons.join(", ")),
+    }
+}
+
+/// A block for each group, newest point first, all of them with the same columns.
+fn print(app: &App, groups: &[Group]) {
+    let header = |g: &Group| [&g.title, "AGE", "STORED", "AT", "DRILLED", "STATE"].map(str::to_owned);
+    let all = || groups.iter().flat_map(|g| std::iter::once(header(g)).chain(g.rows.iter().map(Row::cells)));
+    let widths: Vec<usize> = (0..6).map(|i| all().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    for (n, group) in groups.iter().enumerate() {
+        if n > 0 {
+            app.say("");
+        }
+        if group.rows.is_empty() {
+            app.say(format!("{}: no restore points", group.title));
+        } else {
+            for row in std::iter::once(header(group)).chain(group.rows.iter().map(Row::cells)) {
+                let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}")).collect();
+                app.say(line.join("  ").trim_end());
+            }
+        }
+        group.remarks.iter().for_each(|r| app.say(format!("  {r}")));
+    }
+}
+
+/// A line for each point at each place, oldest first, for programs.
+fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &Proofs) {
     let now = engine.clock.now();
     for point in &found.points {
         let m = &point.manifest;
         let state = match m.state {
-            _ if !point.is_whole() => "INCOMPLETE",
+            _ if !point.is_whole() => "incomplete",
             State::Complete => "complete",
             State::Suspect => "suspect",
         };
-        let age = (now - m.started).num_seconds();
+        let drill = proofs.of(&m.id).map(|r| {
+            json!({"result": r.result, "finished": r.finished, "destination": r.destination,
+                "age_seconds": (now - r.finished).num_seconds(), "total_seconds": r.total_seconds})
+        });
         app.emit(&json!({
             "message_type": "restore_point", "id": m.id, "service": m.service, "host": m.host, "destination": place.name(),
-            "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started, "age_seconds": age,
-            "plain_bytes": m.plain_bytes(), "stored_bytes": m.stored_bytes(), "state": state.to_lowercase(),
-            "suspect_reasons": m.suspect_reasons, "missing": point.missing, "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
-            "agent_id": m.agent.id, "warnings": m.warnings,
+            "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started,
+            "age_seconds": (now - m.started).num_seconds(), "plain_bytes": m.plain_bytes(),
+            "stored_bytes": m.stored_bytes(), "state": state, "suspect_reasons": m.suspect_reasons,
+            "missing": point.missing.iter().map(|m| &m.name).collect::<Vec<_>>(),
+            "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
+            "agent_id": m.agent.id, "warnings": m.warnings, "drill": drill,
         }));
-        let age = if age < 0 { format!("in {}", human_age(-age)) } else { human_age(age) };
-        let size = Bytes(m.stored_bytes()).to_string();
-        table.rows.push([m.id.clone(), place.name().to_owned(), age, size, state.to_owned(), m.host.clone()]);
     }
     for stranger in &found.strangers {
         app.emit(&json!({"message_type": "stranger", "destination": place.name(), "name": stranger.name, "reason": stranger.reason}));
-        table.remarks.push(format!("{}: {} is left alone: {}", place.name(), stranger.name, stranger.reason));
     }
     for orphan in &found.orphans {
         app.emit(
             &json!({"message_type": "orphan", "destination": place.name(), "name": orphan.name, "begun": orphan.begun}),
         );
-        table.remarks.push(format!(
-            "{}: {} has no manifest: an unfinished or removed point",
-            place.name(),
-            orphan.name
-        ));
+    }
+}
+
+fn drill_text(record: &Record, now: DateTime<Utc>) -> String {
+    let age = human_age((now - record.finished).num_seconds());
+    match record.result {
+        Outcome::Proven => format!("proven {age} ago"),
+        Outcome::Damaged => format!("DAMAGED {age} ago"),
+        Outcome::Failed => format!("failed {age} ago"),
     }
 }

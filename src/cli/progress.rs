@@ -2,12 +2,26 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::app::Held;
 use crate::monitor::Monitor;
+
+/// Warnings held back until the command fails.
+#[derive(Debug, Clone, Default)]
+pub struct Held(Arc<Mutex<Vec<String>>>);
+
+impl Held {
+    /// Adds one.
+    pub fn push(&self, warning: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(warning.to_owned());
+    }
+    /// Takes all.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// Shows one bar per artefact, and warnings above the bars.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use super::PruneArgs;
 use super::app::App;
 use super::backup::selected;
 use crate::catalogue;
+use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::Lock;
@@ -16,26 +17,82 @@ use crate::retention::Action;
 pub async fn run(app: &App, args: &PruneArgs) -> Result<()> {
     let engine = app.engine(app.config()?)?;
     let mut failures = 0;
+    if let Some(id) = &args.point {
+        return named(app, &engine, args, id).await;
+    }
     for service in selected(&engine, &args.services)? {
-        failures += one(app, &engine, &service, args.dry_run).await?;
+        failures += one(app, &engine, &service, args).await?;
     }
     match failures {
         0 => Ok(()),
-        n => Err(Error::new(ErrorKind::Incomplete, format!("{n} places could not be read, nothing was removed there"))),
+        n => Err(Error::new(ErrorKind::Incomplete, format!("not everything could be pruned at {n} places"))
+            .hint("what stands above says why; the next prune goes on with it.")),
     }
 }
 
-async fn one(app: &App, engine: &Engine, service: &str, dry_run: bool) -> Result<usize> {
+/// Removes one point wherever it is; each place is asked, whatever another said.
+async fn named(app: &App, engine: &Engine, args: &PruneArgs, id: &str) -> Result<()> {
+    let [service] = args.services.as_slice() else {
+        return Err(Error::new(ErrorKind::Usage, "--point wants the service that the restore point belongs to")
+            .hint(format!("write: backstay prune SERVICE --point {id}")));
+    };
+    engine.service(service)?;
+    let now = engine.clock.now();
+    let _lock = Lock::take(&engine.service_dir(service), service, now)?;
+    let agent_id = engine.agent_id()?;
+    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &[] };
+    let mut failures = Vec::new();
+    let mut removed = 0;
+    for place in engine.places_from(service, args.from.as_deref())? {
+        let outcome = async {
+            let found = catalogue::read(&place, &engine.host()?, service).await?;
+            match prune::objection(&found, id, &policy) {
+                None if args.dry_run && found.points.iter().any(|p| p.manifest.id == id) => Ok(()),
+                _ => prune::remove_named(&place, &found, id, &policy).await,
+            }
+        };
+        match outcome.await {
+            Ok(()) => {
+                removed += 1;
+                let word = if args.dry_run { "would be removed" } else { "removed" };
+                app.emit(&json!({"message_type": "pruned", "service": service, "destination": place.name(),
+                    "removed": [id], "problems": [], "dry_run": args.dry_run}));
+                app.say(format!("{id} at {}: {word}", place.name()));
+            }
+            Err(err) => failures.push(err),
+        }
+    }
+    // That a place does not have it is what was wanted, if another one had it.
+    failures.retain(|e| removed == 0 || e.kind != ErrorKind::NotFound);
+    match failures.len() {
+        0 => Ok(()),
+        _ if failures.iter().all(|e| e.kind == ErrorKind::NotFound) => {
+            Err(Error::new(ErrorKind::NotFound, format!("service {service:?} has no restore point {id:?}"))
+                .hint(format!("`backstay list {service}` shows those there are.")))
+        }
+        _ => {
+            failures.retain(|e| e.kind != ErrorKind::NotFound);
+            let last = failures.remove(0);
+            failures.iter().for_each(|e| app.complain(e));
+            Err(last)
+        }
+    }
+}
+
+async fn one(app: &App, engine: &Engine, service: &str, args: &PruneArgs) -> Result<usize> {
+    let dry_run = args.dry_run;
     let now = engine.clock.now();
     let _lock = match dry_run {
         true => None,
         false => Some(Lock::take(&engine.service_dir(service), service, now)?),
     };
     let agent_id = engine.agent_id()?;
-    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id };
     let host = engine.host()?;
+    let places = engine.places_from(service, args.from.as_deref())?;
+    let proven = records::all(engine, service, &host, &places).await.to_protect();
+    let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &proven };
     let mut failures = 0;
-    for place in engine.places(service)? {
+    for place in places {
         let found = match catalogue::read(&place, &host, service).await {
             Ok(found) => found,
             Err(err) => {
@@ -54,6 +111,7 @@ async fn one(app: &App, engine: &Engine, service: &str, dry_run: bool) -> Result
         }
         if !dry_run {
             let done = prune::apply(&place, &found, &policy).await;
+            failures += usize::from(!done.problems.is_empty());
             for problem in &done.problems {
                 engine.monitor.warn(&format!("{} at {}: {problem}", service, place.name()));
             }

@@ -41,6 +41,8 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         start: args.start,
         map: args.map.clone(),
         keep_standby: args.keep_standby,
+        no_replicator: args.no_replicator,
+        only_finish: args.only_finish,
         wait: args.wait.map(|w| w.0).or(Some(Duration::from_secs(3600))),
     };
     let restored = restore::restore(&engine, &args.service, &chosen, &request).await?;
@@ -51,7 +53,8 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         "captured": manifest.counts,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
-    let counts: Vec<String> = restored.counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
+    let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };
+    let counts: Vec<String> = restored.counts.iter().map(count).collect();
     let counts = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
     app.say(format!("restored into {} in {}{counts}", restored.target, human_age(seconds)));
     let told = |old: &Path| restored.notes.iter().any(|n| n.contains(&*old.to_string_lossy()));

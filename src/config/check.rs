@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-use super::{BlobdirConfig, Compression, Config, Keep, PostgresConfig, Service, UsedDestination};
+use super::{BlobdirConfig, Compression, Config, Drill, Keep, PostgresConfig, Service, UsedDestination};
 use crate::manifest::Algorithm;
 use crate::units::{Cadence, Span, is_name};
 
@@ -41,6 +41,7 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         found.at(&["services", name], |f| f.service(name, service, config));
     }
     found.cycles(config);
+    found.at(&["drill"], |f| f.drill(&config.drill, config));
     found.at(&["check"], |f| f.check(config));
     if let Some(mail) = &config.mail {
         found.at(&["mail"], |f| f.mail(mail));
@@ -117,9 +118,16 @@ impl Found {
 
     fn service(&mut self, name: &str, service: &Service, config: &Config) {
         self.name("", "a service", name);
-        self.one_kind(&[("postgres", service.postgres.is_some()), ("blobdir", service.blobdir.is_some())]);
+        self.one_kind(&[
+            ("postgres", service.postgres.is_some()),
+            ("couchdb", service.couchdb.is_some()),
+            ("blobdir", service.blobdir.is_some()),
+        ]);
         if let Some(postgres) = &service.postgres {
             self.at(&["postgres"], |f| f.postgres(postgres));
+        }
+        if let Some(couchdb) = &service.couchdb {
+            self.at(&["couchdb"], |f| f.couchdb(couchdb));
         }
         if let Some(blobdir) = &service.blobdir {
             self.at(&["blobdir"], |f| f.blobdir(blobdir, config));
@@ -145,6 +153,25 @@ impl Found {
             self.wrong("suspect_below_percent", "must be 0 to 100");
         }
         self.max_age(&service.max_age);
+        if let Some(rto) = service.rto {
+            self.longer_than_nothing("rto", rto);
+        }
+        self.at(&["drill"], |f| f.drill(&service.drill, config));
+    }
+
+    /// A scratch directory in what is backed up would be backed up, and in a directory of points it would be swept.
+    fn drill(&mut self, drill: &Drill, config: &Config) {
+        if let Some(keep) = drill.keep {
+            self.longer_than_nothing("keep", keep);
+        }
+        let Some(scratch) = &drill.scratch_dir else { return };
+        self.absolute("scratch_dir", scratch);
+        for (key, dir) in config.data_dirs() {
+            if scratch.starts_with(&dir) {
+                let message = format!("\"{}\" lies in {key} \"{}\"", scratch.display(), dir.display());
+                self.wrong_hint("scratch_dir", message, "name a directory of its own.");
+            }
+        }
     }
 
     fn used_destinations(&mut self, service: &Service, config: &Config) {

@@ -6,26 +6,61 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::SecretRef;
-use super::{Service, mib};
+use super::{Config, Service, mib};
 use crate::units::{Bytes, Span};
 
 /// The settings of a service's kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceConfig {
     /// A PostgreSQL server.
-    Postgres(PostgresConfig),
+    Postgres(Box<PostgresConfig>),
+    /// A CouchDB node.
+    Couchdb(Box<CouchdbConfig>),
     /// A directory of files.
     Blobdir(BlobdirConfig),
+}
+
+impl SourceConfig {
+    /// The directory that holds the store's data, where the configuration names it.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Postgres(c) => c.data_dir.clone(),
+            Self::Couchdb(c) => Some(c.data_dir.clone()),
+            Self::Blobdir(c) => Some(c.path.clone()),
+        }
+    }
 }
 
 impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
-        match (&self.postgres, &self.blobdir) {
-            (Some(c), None) => Some(SourceConfig::Postgres(c.clone())),
-            (None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
+        match (&self.postgres, &self.couchdb, &self.blobdir) {
+            (Some(c), None, None) => {
+                Some(SourceConfig::Postgres(Box::new(PostgresConfig { run_as: self.user.clone(), ..c.clone() })))
+            }
+            (None, Some(c), None) => Some(SourceConfig::Couchdb(Box::new(c.clone()))),
+            (None, None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
             _ => None,
         }
+    }
+}
+
+impl Config {
+    /// Directories with data or restore points, by the key that names them.
+    pub fn data_dirs(&self) -> Vec<(String, PathBuf)> {
+        let mut dirs = Vec::new();
+        for (name, service) in &self.services {
+            let blobs = service.blobdir.as_ref().map(|c| ("blobdir.path", c.path.clone()));
+            let postgres = service.postgres.as_ref().and_then(|c| Some(("postgres.data_dir", c.data_dir.clone()?)));
+            let points = service.backup_dir.clone().map(|dir| ("backup_dir", dir));
+            let all = [blobs, postgres, points].into_iter().flatten();
+            dirs.extend(all.map(|(key, dir)| (format!("services.{name}.{key}"), dir)));
+        }
+        let local = |(name, d): (&String, &DestinationConfig)| {
+            Some((format!("destinations.{name}.local.path"), d.local.as_ref()?.path.clone()))
+        };
+        dirs.extend(self.destinations.iter().filter_map(local));
+        dirs
     }
 }
 
@@ -86,6 +121,83 @@ pub struct PostgresConfig {
     /// Where this cluster's data directory is, for `restore` of `plain` points. Asked of the server at backup time.
     #[serde(default)]
     pub data_dir: Option<PathBuf>,
+    /// `user` of the service: as root, the client programs run as this user, because the server may know it by that.
+    #[serde(skip)]
+    pub run_as: Option<String>,
+}
+
+/// How urgent the reading is to the kernel's scheduler of disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IoPriority {
+    /// As everybody else.
+    #[default]
+    Normal,
+    /// After everybody else of the same class.
+    Low,
+    /// Only while nobody else reads or writes.
+    Idle,
+}
+
+/// How deep each shard is looked into while it is captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CouchdbCheck {
+    /// The header, and every node of every tree.
+    #[default]
+    Trees,
+    /// The header and the roots of the trees: for shards that are much larger than memory, on slow disks.
+    Headers,
+}
+
+/// A CouchDB node, 2.0 or newer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CouchdbConfig {
+    /// The node's data directory, as `database_dir` in its configuration.
+    pub data_dir: PathBuf,
+    /// Address of the node: asked for its version, and after a restore for its shard maps.
+    #[serde(default = "default_couchdb_url")]
+    pub url: String,
+    /// CouchDB 2 only: address of the node-local port, for the shard maps of a restore.
+    #[serde(default = "default_couchdb_local_url")]
+    pub node_local_url: String,
+    /// Name of a server admin, for a restore.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Where the admin's password is: `{file: PATH}`, `{env: NAME}` or `{credential: NAME}`.
+    #[serde(default, deserialize_with = "super::secret::long_form")]
+    pub password: Option<SecretRef>,
+    /// The node's name, such as `couchdb@db1.example.com`; asked of the files by default.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Capture view indexes as well; without them they are built anew after a restore.
+    #[serde(default = "default_true")]
+    pub views: bool,
+    /// Directory of the node's configuration, captured as an artefact of its own: it holds the admins and the cookie.
+    #[serde(default)]
+    pub etc_dir: Option<PathBuf>,
+    /// Let the configuration leave the host unencrypted when the service has no `encrypt_to`.
+    #[serde(default)]
+    pub etc_unencrypted: bool,
+    /// How deep each shard is looked into; `verify --level format` looks at everything in any case.
+    #[serde(default)]
+    pub check: CouchdbCheck,
+    /// Threads that open, read and check files ahead of the archive.
+    #[serde(default = "default_readers")]
+    pub readers: u32,
+    /// Upper limit of the rate of reading, such as `50MiB` per second.
+    #[serde(default)]
+    pub max_rate: Option<Bytes>,
+    /// How urgent the reading is, where the disk's scheduler knows priorities.
+    #[serde(default)]
+    pub io_priority: IoPriority,
+    /// Program and arguments that start the node, for `restore --start`.
+    #[serde(default = "default_couchdb_start")]
+    pub start: Vec<String>,
+    /// Program and arguments that stop the node, for `restore --start`.
+    #[serde(default = "default_couchdb_stop")]
+    pub stop: Vec<String>,
 }
 
 /// A directory of files.
@@ -192,13 +304,16 @@ pub struct S3Config {
     /// PEM file of an additional certificate authority.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts. Memory per artefact: `part_size` x (`concurrency` + 1).
+    /// Size of the first 1000 parts of an upload; it doubles every 1000 parts, until two parts fill `upload_memory`. Of 10,000 parts, that makes 984 GiB at most with the defaults.
     #[serde(default = "default_part")]
     pub part_size: Bytes,
     /// All parts have `part_size`, for stores that demand it (R2).
     #[serde(default)]
     pub fixed_part_size: bool,
-    /// Parts on their way at once, per artefact.
+    /// Memory for the parts of one artefact, the one that is filled and those on their way; default: 256MiB, or `part_size` x (`concurrency` + 1) if that is more.
+    #[serde(default)]
+    pub upload_memory: Option<Bytes>,
+    /// Parts on their way at once, per artefact; fewer once they have grown, as `upload_memory` demands.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
     /// Which checksum goes with each part.
@@ -218,6 +333,14 @@ pub struct S3Config {
     pub call_timeout: Span,
 }
 
+impl S3Config {
+    /// Memory for the parts of one artefact, as set or by default.
+    pub fn upload_memory(&self) -> Bytes {
+        let all = self.part_size.0.saturating_mul(u64::from(self.concurrency) + 1);
+        self.upload_memory.unwrap_or(Bytes(all.max(mib(256).0)))
+    }
+}
+
 fn default_database() -> String {
     "postgres".into()
 }
@@ -226,6 +349,21 @@ fn default_jobs() -> u32 {
 }
 fn default_lock_wait() -> Span {
     Span::from_secs(600)
+}
+fn default_couchdb_url() -> String {
+    "http://127.0.0.1:5984".into()
+}
+fn default_couchdb_local_url() -> String {
+    "http://127.0.0.1:5986".into()
+}
+fn default_couchdb_start() -> Vec<String> {
+    ["systemctl", "start", "couchdb"].map(String::from).into()
+}
+fn default_couchdb_stop() -> Vec<String> {
+    ["systemctl", "stop", "couchdb"].map(String::from).into()
+}
+fn default_true() -> bool {
+    true
 }
 fn default_readers() -> u32 {
     4

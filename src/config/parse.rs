@@ -7,11 +7,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_saphyr::{DuplicateKeyPolicy, Options};
-
 use super::check::{self, Problem};
 use super::explain::explain;
-use super::place::{Places, is_blank};
+use super::place::{self, Places, is_blank};
 use super::{Check, Config};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,15 +31,6 @@ pub fn load(path: &Path) -> Result<Config> {
         parts.push(Part::read(&read(&beside)?, &beside.display().to_string())?);
     }
     whole(&parts)
-}
-
-/// How YAML is read here.
-pub(super) fn options() -> Options {
-    serde_saphyr::options! {
-        duplicate_keys: DuplicateKeyPolicy::Error,
-        strict_booleans: true,
-        with_snippet: false,
-    }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -86,7 +75,7 @@ impl Part {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         // A file of comments says nothing, which is not wrong.
         let body = if is_blank(text) { "{}" } else { text };
-        let config = serde_saphyr::from_str_with_options::<Config>(body, options()).map_err(|e| {
+        let config = serde_saphyr::from_str_with_options::<Config>(body, place::options()).map_err(|e| {
             let explained = explain(&e);
             let at = e.location().filter(|l| l.line() > 0);
             let at = at.map_or_else(String::new, |l| format!(":{}:{}", l.line(), l.column()));
@@ -181,10 +170,12 @@ fn merge(parts: &[Part]) -> (Config, Vec<Problem>) {
         check: Check {
             email: merge.once(&["check", "email"], |c| &c.check.email),
             max_age: merge.once(&["check", "max_age"], |c| &c.check.max_age),
+            max_drill_age: merge.once(&["check", "max_drill_age"], |c| &c.check.max_drill_age),
             expect: merge.joined(&["check", "expect"], |c| &c.check.expect),
             metrics_file: merge.once(&["check", "metrics_file"], |c| &c.check.metrics_file),
         },
         mail: merge.once(&["mail"], |c| &c.mail),
+        drill: merge.once(&["drill"], |c| &c.drill),
     };
     (config, merge.problems)
 }

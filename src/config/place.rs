@@ -3,10 +3,19 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Location, Options, Spanned};
 
 /// Line and column, from 1.
 pub(super) type Place = (u64, u64);
+
+/// How YAML is read here.
+pub(super) fn options() -> Options {
+    serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
 
 /// The shape of a text: its keys and lists with their places, without its scalars.
 #[derive(Debug, Default)]
@@ -25,7 +34,7 @@ enum Node {
 impl Places {
     /// Of a text that has been parsed before; anything wrong with it has been said then.
     pub(super) fn of(text: &str) -> Self {
-        let node = serde_saphyr::from_str_with_options::<Option<Node>>(text, super::parse::options());
+        let node = serde_saphyr::from_str_with_options::<Option<Node>>(text, options());
         Self { root: node.ok().flatten().unwrap_or_default() }
     }
 
@@ -115,7 +124,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
 /// Whether the text holds anything but comments.
 pub(super) fn is_blank(text: &str) -> bool {
-    serde_saphyr::from_str_with_options::<Option<IgnoredAny>>(text, super::parse::options())
+    serde_saphyr::from_str_with_options::<Option<IgnoredAny>>(text, options())
         .map_or_else(|e| matches!(e.without_snippet(), serde_saphyr::Error::Eof { .. }), |v| v.is_none())
 }
 

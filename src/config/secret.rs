@@ -112,7 +112,19 @@ pub fn read_private(path: &Path) -> Result<String> {
 
 fn read(path: &Path, check: impl Fn(&File) -> Result<()>) -> Result<String> {
     let failed = |e: std::io::Error| {
-        Error::new(ErrorKind::Config, format!("could not read the secret in \"{}\"", path.display())).caused_by(e)
+        let denied = e.kind() == std::io::ErrorKind::PermissionDenied;
+        let err =
+            Error::new(ErrorKind::Config, format!("could not read the secret in \"{}\"", path.display())).caused_by(e);
+        let us = nix::unistd::geteuid();
+        let name = nix::unistd::User::from_uid(us).ok().flatten().map_or_else(|| us.to_string(), |user| user.name);
+        let path = path.display();
+        match denied {
+            true => err.hint(format!(
+                "let user {name} read it by a group: `chown root:GROUP {path}`, `chmod 640 {path}`, \
+                 `usermod --append --groups GROUP {name}`."
+            )),
+            false => err,
+        }
     };
     let file = File::open(path).map_err(failed)?;
     check(&file)?;
@@ -136,7 +148,10 @@ fn check_private(file: &File, path: &Path) -> Result<()> {
             ErrorKind::Config,
             format!("others can read the secret in \"{path}\" (mode {mode:04o})"),
         )
-        .hint(format!("run `chmod 600 {path}`, and change the secret if others have read it.")));
+        .hint(format!(
+            "run `chmod 600 {path}` (640 with a group of the users who need it), and change the secret if others have \
+             read it."
+        )));
     }
     let us = nix::unistd::geteuid().as_raw();
     if meta.uid() != us && meta.uid() != 0 {

@@ -1,10 +1,12 @@
 //! S3 and stores that speak like it.
 //!
 //! What is sent is what the oldest stores still take: signatures over the SHA-256 of each body, no trailers, no
-//! optional headers unless configured. `checksum: crc64nvme` replaces that SHA-256 by a checksum, over TLS only.
+//! optional headers unless configured. `checksum: crc64nvme` replaces that SHA-256 by a checksum, over TLS only. A
+//! store that demands `Content-MD5`, as for objects under a lock, gets it from its first such answer on.
 //!
-//! - Objects shorter than `part_size` go in one request, longer ones in parts, `concurrency` of them at a time: an
-//!   upload holds `part_size * (concurrency + 1)` bytes. Parts grow with their number, for 10,000 is the limit.
+//! - Objects shorter than `part_size` go in one request, longer ones in parts, `concurrency` of them at a time. Parts
+//!   grow with their number, for 10,000 is the limit; what an upload holds stays within `upload_memory`, so large
+//!   parts travel with fewer others, and an object has a greatest length, which is said before it is begun if known.
 //! - Each upload carries a random token as metadata. When the reply to the last request is lost, the object found
 //!   under the key is ours only if it has that token and our length.
 //! - [`PutMode::WriteOnce`]: the key is looked at first, and `If-None-Match: *` goes with the last request. Stores
@@ -60,6 +62,8 @@ struct Inner {
     versioning: OnceCell<object::Versioning>,
     /// The store refused `If-None-Match` as not implemented.
     unconditional: AtomicBool,
+    /// The store refused a body without `Content-MD5`.
+    md5_wanted: AtomicBool,
 }
 
 impl S3 {
@@ -88,6 +92,7 @@ impl Inner {
             bucket_seen: AtomicBool::new(false),
             versioning: OnceCell::new(),
             unconditional: AtomicBool::new(false),
+            md5_wanted: AtomicBool::new(false),
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Letter {
 pub struct Due {
     /// The check's key.
     pub key: String,
+    /// What is told.
+    pub state: State,
     /// What to send.
     pub letter: Letter,
 }
@@ -162,7 +164,7 @@ pub fn advance(previous: &AlarmState, seen: &[Observation], now: DateTime<Utc>) 
         }
         alarm.since = alarm.since.min(now);
         if is_due(alarm, now) {
-            due.push(Due { key, letter: letter(observation, alarm, now) });
+            due.push(Due { key, state: alarm.state, letter: letter(observation, alarm, now) });
         }
     }
     (next, due)
@@ -208,6 +210,25 @@ fn letter(seen: &Observation, alarm: &Alarm, now: DateTime<Utc>) -> Letter {
     body.push_str(
         "\nThis mail comes when the state changes, once a day while it is not OK, and when it is OK again.\n",
     );
+    Letter { subject, body }
+}
+
+/// Several mails as one, the worst first: a bucket that cannot be read is one event for the person who is woken.
+pub fn digest(due: &[Due]) -> Letter {
+    let mut sorted: Vec<&Due> = due.iter().collect();
+    sorted.sort_by_key(|d| std::cmp::Reverse(d.state));
+    let count = |state| sorted.iter().filter(|d| d.state == state).count();
+    let counts = [State::Alert, State::Unknown, State::Ok].map(|state| (count(state), state));
+    let counts: Vec<String> =
+        counts.into_iter().filter(|(n, _)| *n > 0).map(|(n, state)| format!("{n} {state}")).collect();
+    let subject = format!("[backstay] {} of {} checks that changed or last", counts.join(", "), due.len());
+    let mut body = format!("{} mails in one, the worst first:\n\n", due.len());
+    for one in &sorted {
+        let _ = writeln!(body, "  {}", one.letter.subject.trim_start_matches("[backstay] "));
+    }
+    for one in &sorted {
+        let _ = write!(body, "\n{}\n{}", "-".repeat(72), one.letter.body);
+    }
     Letter { subject, body }
 }
 

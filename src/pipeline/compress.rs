@@ -8,6 +8,10 @@ use super::encode::StoredSink;
 use super::encrypt::Encryptor;
 use crate::manifest::Algorithm;
 
+mod zstandard;
+
+use zstandard::Zstandard;
+
 /// Plain bytes of one gzip member. Any gunzip reads a file of several members.
 const MEMBER_BYTES: usize = 1 << 20;
 
@@ -18,7 +22,7 @@ pub enum Compressor {
     /// Passes bytes through.
     None(Out),
     /// Zstandard with a content checksum.
-    Zstd(zstd::Encoder<'static, Out>),
+    Zstd(Zstandard<Out>),
     /// gzip members.
     Gzip(ParallelGzip<Out>),
 }
@@ -34,14 +38,7 @@ impl Compressor {
     pub fn new(out: Out, algorithm: Algorithm, level: i32, threads: u32) -> io::Result<Self> {
         Ok(match algorithm {
             Algorithm::None => Self::None(out),
-            Algorithm::Zstd => {
-                let mut encoder = zstd::Encoder::new(out, level)?;
-                encoder.include_checksum(true)?;
-                if threads > 1 {
-                    encoder.multithread(threads)?;
-                }
-                Self::Zstd(encoder)
-            }
+            Algorithm::Zstd => Self::Zstd(Zstandard::new(out, level, threads)?),
             Algorithm::Gzip => Self::Gzip(ParallelGzip::new(out, level, threads)?),
         })
     }

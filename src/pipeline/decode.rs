@@ -31,16 +31,21 @@ impl Identities {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|e| Error::io(e, format!("could not read the identity file {}", path.display())))?;
+        Self::from_text(&text, &path.display().to_string())
+    }
+    /// From the text of a key file; `place` is for messages.
+    pub fn from_text(text: &str, place: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
             keys.push(line.parse().map_err(|_| {
-                Error::new(ErrorKind::Config, format!("{} holds a line that is no age identity", path.display()))
+                Error::new(ErrorKind::Config, format!("{place} holds a line that is no age identity"))
                     .hint("give the file that `age-keygen` wrote: it has a line AGE-SECRET-KEY-1...")
             })?);
         }
         Ok(Self(Arc::new(keys)))
     }
-    fn is_empty(&self) -> bool {
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }

@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::compress::Compressor;
 use super::encrypt::{Encryptor, Recipients};
-use crate::artefact::CHUNK_BYTES;
+use crate::artefact::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Algorithm;
 
@@ -60,8 +60,7 @@ pub fn run(
     stored: mpsc::Sender<Bytes>,
     advance: impl Fn(u64),
 ) -> Result<Encoded> {
-    let sink =
-        StoredSink { sender: stored, buffer: BytesMut::with_capacity(CHUNK_BYTES), digest: Sha256::new(), bytes: 0 };
+    let sink = StoredSink { sender: stored, buffer: Chunks::default(), digest: Sha256::new(), bytes: 0 };
     let wrap = |e: io::Error| Error::new(ErrorKind::Failed, "could not encode the artefact").caused_by(e);
     let encryptor = Encryptor::new(sink, &encoding.recipients)?;
     let mut out = Compressor::new(encryptor, encoding.algorithm, encoding.level, encoding.threads).map_err(wrap)?;
@@ -87,7 +86,7 @@ pub fn run(
 #[derive(Debug)]
 pub struct StoredSink {
     sender: mpsc::Sender<Bytes>,
-    buffer: BytesMut,
+    buffer: Chunks,
     digest: Sha256,
     bytes: u64,
 }
@@ -97,7 +96,7 @@ impl StoredSink {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let chunk = self.buffer.split().freeze();
+        let chunk = self.buffer.take();
         self.digest.update(&chunk);
         self.bytes += chunk.len() as u64;
         self.sender
@@ -108,15 +107,10 @@ impl StoredSink {
 
 impl Write for StoredSink {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() >= CHUNK_BYTES {
+        if self.buffer.is_full() {
             self.push()?;
         }
-        if self.buffer.capacity() == 0 {
-            self.buffer.reserve(CHUNK_BYTES);
-        }
-        let n = data.len().min(CHUNK_BYTES - self.buffer.len());
-        self.buffer.extend_from_slice(&data[..n]);
-        Ok(n)
+        Ok(self.buffer.fill(data))
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

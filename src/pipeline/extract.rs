@@ -83,6 +83,17 @@ pub fn scan<R: Read>(from: R, observer: &mut Observer<'_>) -> Result<Extracted> 
 /// `Corrupt` for a damaged or hostile archive, the file system's own otherwise, and whatever `observer` says. What
 /// was extracted until then stays: the caller removes it.
 pub fn extract<R: Read>(from: R, root: &Path, rules: Rules, observer: &mut Observer<'_>) -> Result<Extracted> {
+    extract_some(from, root, rules, &|_| true, observer)
+}
+
+/// As [`extract`], of the members that `wanted` takes; `observer` is not told of the others.
+pub fn extract_some<R: Read>(
+    from: R,
+    root: &Path,
+    rules: Rules,
+    wanted: &dyn Fn(&Member) -> bool,
+    observer: &mut Observer<'_>,
+) -> Result<Extracted> {
     let root =
         File::open(root).map_err(|e| Error::io(e, format!("could not open the directory {}", root.display())))?;
     let mut into = Extractor {
@@ -95,6 +106,9 @@ pub fn extract<R: Read>(from: R, root: &Path, rules: Rules, observer: &mut Obser
     };
     let (mut tar, mut done) = (TarReader::new(from), Extracted::default());
     while let Some(found) = tar.next_member()? {
+        if !wanted(&found.member) {
+            continue;
+        }
         let path = found.member.path.clone();
         let mut stored = 0;
         into.member(&mut tar, found, &mut stored, &mut done, observer)

@@ -31,11 +31,11 @@ async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Resul
     })
 }
 
-/// Begins an upload at each leg; one that fails is out.
-pub(super) async fn begin(legs: &[Arc<Leg>], name: &str, stall: Duration) -> Vec<Running> {
+/// Begins an upload of, perhaps, `expected` bytes at each leg; one that fails is out.
+pub(super) async fn begin(legs: &[Arc<Leg>], name: &str, expected: Option<u64>, stall: Duration) -> Vec<Running> {
     let begun = join_all(legs.iter().map(|leg| async move {
         let key = format!("{}/{name}", leg.folder);
-        let upload = within(stall, "the destination", leg.destination.begin(&key, leg.mode, None)).await;
+        let upload = within(stall, "the destination", leg.destination.begin(&key, leg.mode, expected)).await;
         (Arc::clone(leg), upload)
     }))
     .await;

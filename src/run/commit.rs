@@ -23,6 +23,7 @@ pub(super) async fn commit(
     source: &dyn Source,
     sink: &PointSink,
     legs: &[Arc<Leg>],
+    places: &[&Place],
     cadence: Cadence,
     id: &str,
     captured: Captured,
@@ -45,7 +46,7 @@ pub(super) async fn commit(
     report.plain_bytes = draft.plain_bytes();
     report.stored_bytes = draft.stored_bytes();
     report.suspect = draft.suspect_reasons.clone();
-    join_all(legs.iter().zip(&run.places).map(|(leg, place)| record(run, sink, leg, place, draft.clone()))).await;
+    join_all(legs.iter().zip(places).map(|(leg, place)| record(run, sink, leg, place, draft.clone()))).await;
     if let Some(failures) = all_failed(legs) {
         return Err(failures);
     }
@@ -80,7 +81,7 @@ fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, capture
         state: if captured.suspect.is_empty() { State::Complete } else { State::Suspect },
         suspect_reasons: captured.suspect,
         accepted: None,
-        limits: Limits { max_age_seconds, max_drill_age_seconds: None },
+        limits: Limits { max_age_seconds, max_drill_age_seconds: config.check.max_drill_age.map(|s| s.as_secs()) },
         artefacts: Vec::new(),
         sums: None,
         external: Vec::new(),

@@ -16,7 +16,7 @@ use crate::pipeline::Leg;
 const CLEAN_UP: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// After a failure in this run: removes what the failed legs hold of the point, as far as they let us.
-pub(super) async fn abandoned(places: &[Place], legs: &[Arc<Leg>], id: &str) {
+pub(super) async fn abandoned(places: &[&Place], legs: &[Arc<Leg>], id: &str) {
     for (leg, place) in legs.iter().zip(places) {
         let staged = leg.folder();
         // Fixed keys are shared with other points: there, the sweep of a later run goes by version.

@@ -1,11 +1,11 @@
-//! Copies a point to a destination that missed it, if the policy there would still keep it. The stored bytes are
-//! copied as they are, and their digest is checked on the way.
+//! Copies a point to a destination that missed it, if the policy there would still keep it, and puts artefacts back
+//! that were removed or cut there. The stored bytes are copied as they are, and their digest is checked on the way.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Run, commit, sweep};
+use super::{Run, commit, sweep, takes};
 use crate::catalogue::{Catalogue, OWNER_NAME, Place, Point};
 use crate::destination::{self, Location, PutMode};
 use crate::engine::facts;
@@ -32,15 +32,62 @@ pub(super) async fn top_up(
             continue;
         }
         let id = &point.manifest.id;
-        notes.push(match copy(&places[from], point, &places[at], run).await {
-            Ok(()) => format!("copied {id} there from {}, it was missing", places[from].name()),
+        match copy(&places[from], point, &places[at], run).await {
+            Ok(()) => notes.push(format!("copied {id} there from {}, it was missing", places[from].name())),
             Err(err) => {
                 sweep::half_copied(&places[at], &point.manifest).await;
-                format!("could not copy {id} there from {}: {}", places[from].name(), err.chain())
+                notes.push(format!("could not copy {id} there from {}: {}", places[from].name(), err.chain()));
+                // Only damage is a matter of one point: what else fails would fail, or hang, with the next one too.
+                if err.kind != ErrorKind::Corrupt {
+                    break;
+                }
             }
-        });
+        }
     }
     notes
+}
+
+/// Puts back what is missing of points at `places[at]`, from places that have it; what was done, and what could not be.
+/// Only where keys are not used again: elsewhere the manifest names a version, and a new copy would be another one.
+pub(super) async fn mend(places: &[Place], catalogues: &[Result<Catalogue>], at: usize, run: &Run<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (Ok(here), false) = (&catalogues[at], places[at].layout.is_versioned()) else { return notes };
+    let ours = |p: &&Point| p.manifest.state == State::Complete && p.manifest.agent.id == run.agent_id;
+    for point in here.points.iter().filter(ours) {
+        for lack in &point.missing {
+            if run.engine.cancel.is_cancelled() {
+                return notes;
+            }
+            let Some((from, artefact)) = whole_elsewhere(catalogues, at, point, &lack.name) else { continue };
+            let (to, id) = (&places[at], &point.manifest.id);
+            let key = point.manifest.artefacts.iter().find(|a| a.name == lack.name).map(|a| &a.location.key);
+            let Some(key) = key else { continue };
+            // Of an object that is gone, nothing may be replaced by mistake.
+            let mode = if lack.bytes.is_none() { PutMode::WriteOnce } else { PutMode::Replace };
+            notes.push(match copy_artefact(&places[from], artefact, (to, key, mode), run).await {
+                Ok(_) => format!("mended {id}: {lack}, copied there from {}", places[from].name()),
+                Err(err) => {
+                    format!("could not mend {id}: {lack}; copying from {}: {}", places[from].name(), err.chain())
+                }
+            });
+        }
+    }
+    notes
+}
+
+/// The same stored bytes at another place.
+fn whole_elsewhere<'a>(
+    catalogues: &'a [Result<Catalogue>],
+    at: usize,
+    point: &Point,
+    name: &str,
+) -> Option<(usize, &'a Artefact)> {
+    let wanted = point.manifest.artefacts.iter().find(|a| a.name == name)?;
+    let others = catalogues.iter().enumerate().filter(|(from, _)| *from != at);
+    let found = others.flat_map(|(from, c)| c.iter().flat_map(|c| &c.points).map(move |p| (from, p)));
+    found
+        .filter(|(_, p)| p.manifest.id == point.manifest.id && p.missing.iter().all(|m| m.name != name))
+        .find_map(|(from, p)| p.manifest.artefacts.iter().find(|a| a.sha256 == wanted.sha256).map(|a| (from, a)))
 }
 
 /// Whole, complete points of ours that lie elsewhere and not here, oldest first.
@@ -66,6 +113,9 @@ fn candidates<'a>(catalogues: &'a [Result<Catalogue>], at: usize, agent_id: &str
 }
 
 fn would_keep(here: &Catalogue, manifest: &Manifest, place: &Place, policy: &Policy<'_>) -> bool {
+    if !takes(place, Some(here), manifest.cadence) {
+        return false;
+    }
     let mut points = facts(here);
     points.extend(facts(&Catalogue { points: vec![lone(manifest)], ..Catalogue::default() }));
     retention::decide(&points, &place.keep, &policy.calendar, policy.now, policy.agent_id)
@@ -92,17 +142,32 @@ async fn copy(from: &Place, point: &Point, to: &Place, run: &Run<'_>) -> Result<
             .await?;
     }
     for artefact in &mut manifest.artefacts {
-        run.engine.monitor.start(&artefact.name, Some(artefact.stored_bytes));
-        let copied = copy_artefact(from, artefact, to, &format!("{staged}/{}", artefact.name), run).await;
-        run.engine.monitor.end(&artefact.name);
-        artefact.location = copied?;
+        let key = format!("{staged}/{}", artefact.name);
+        artefact.location = copy_artefact(from, artefact, (to, &key, to.layout.put_mode()), run).await?;
     }
     commit::write_record(to, manifest, &folder).await
 }
 
-async fn copy_artefact(from: &Place, artefact: &Artefact, to: &Place, key: &str, run: &Run<'_>) -> Result<Location> {
+async fn copy_artefact(
+    from: &Place,
+    artefact: &Artefact,
+    (to, key, mode): (&Place, &str, PutMode),
+    run: &Run<'_>,
+) -> Result<Location> {
+    run.engine.monitor.start(&artefact.name, Some(artefact.stored_bytes));
+    let copied = copy_bytes(from, artefact, (to, key, mode), run).await;
+    run.engine.monitor.end(&artefact.name);
+    copied
+}
+
+async fn copy_bytes(
+    from: &Place,
+    artefact: &Artefact,
+    (to, key, mode): (&Place, &str, PutMode),
+    run: &Run<'_>,
+) -> Result<Location> {
     let mut stream = from.destination.get(&artefact.location).await?;
-    let mut upload = to.destination.begin(key, to.layout.put_mode(), Some(artefact.stored_bytes)).await?;
+    let mut upload = to.destination.begin(key, mode, Some(artefact.stored_bytes)).await?;
     let work = async {
         let mut digest = Sha256::new();
         let mut bytes = 0u64;

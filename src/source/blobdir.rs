@@ -8,7 +8,8 @@
 //!   refers to the files, capture the database first.
 //! - **Rights**: to read every file: root, or the files' owner. A file that cannot be read fails the backup.
 //! - **Not captured**: sockets, access times, file flags (`chattr`), other file systems mounted below `path` (unless
-//!   `cross_file_systems`), what `exclude` matches.
+//!   `cross_file_systems`), what `exclude` matches, and what restores into `path` made there for themselves: old data
+//!   moved aside (`.old-<time>`) and what a killed one left (`.backstay-partial-<time>`); a warning counts both.
 //! - **By hand**: `zstd -dc data.tar.zst | tar -x --xattrs --xattrs-include='*' --acls -p -C DIR`.
 
 use std::fmt;
@@ -21,14 +22,15 @@ use async_trait::async_trait;
 use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::Consistency;
+use crate::manifest::{Consistency, Manifest};
+use crate::pipeline::place;
 
-use super::{Captured, Context, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
 
 mod capture;
+mod drill;
 mod inventory;
 mod load;
-mod place;
 mod restore;
 mod walk;
 
@@ -103,6 +105,7 @@ fn check_path(config: &BlobdirConfig) -> Result<PathBuf> {
         return Err(Error::new(ErrorKind::Failed, format!("{} is not a mount point", path.display()))
             .hint("mount its file system, or remove `require_mount`."));
     }
+    place::refuse_half_moved(&real)?;
     Ok(real)
 }
 
@@ -130,6 +133,9 @@ impl Source for Blobdir {
 
     async fn backup(&self, cx: &Context, sink: &dyn ArtefactSink) -> Result<Captured> {
         let root = check_path(&self.config)?;
+        // Of no harm to this point: if nobody may look beside the directory, nothing is said.
+        let left = place::leftovers(&root).unwrap_or_default();
+        let left_beside = left.iter().any(|path| !path.starts_with(&root));
         let spool = cx.workdir.join("inventory.jsonl");
         let stop = cx.cancel.child_token();
         let guard = stop.clone().drop_guard();
@@ -167,11 +173,15 @@ impl Source for Blobdir {
         lines.finish().await?;
         drop(tokio::fs::remove_file(&spool).await);
         drop(guard);
+        let mut warnings = tally.warnings();
+        if left_beside {
+            warnings.push("a killed restore left a folder beside the directory; the next restore removes it".into());
+        }
         Ok(Captured {
             consistency: Consistency::Fuzzy,
             server_version: None,
             position: None,
-            warnings: tally.warnings(),
+            warnings,
             counts: tally.into_counts(),
             attributes: std::collections::BTreeMap::new(),
             suspect: Vec::new(),
@@ -188,6 +198,18 @@ impl Source for Blobdir {
 
     async fn cleanup(&self, _: &Context) -> Result<()> {
         Ok(())
+    }
+
+    async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
+        drill::drill(&self.config, cx, point, request).await
+    }
+
+    fn drill_bytes(&self, point: &Manifest, request: &DrillRequest) -> u64 {
+        drill::bytes(point, request)
+    }
+
+    fn production(&self, _: &Manifest) -> Vec<PathBuf> {
+        vec![self.config.path.clone()]
     }
 }
 

@@ -25,26 +25,33 @@
 //! into an empty cluster; only `role "..." already exists` is a harmless error. `databases`: `psql -X -f globals.sql
 //! postgres`, then `pg_restore -C -d postgres NAME.dump` for each.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 
 use crate::config::{PostgresConfig, PostgresMethod};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::Artefact;
-use crate::source::{Captured, Context, Driver, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use crate::manifest::{Artefact, Manifest};
+use crate::source::{
+    Captured, Context, DrillRequest, Drilled, Driver, PointReader, Probe, RestoreRequest, Restored, Source, Verified,
+};
 
 mod archive;
 mod cluster_dump;
 mod connect;
 mod databases;
+mod drill;
 mod extract;
 mod inventory;
 mod place;
 mod plain;
 mod properties;
+mod relations;
 mod restore_databases;
 mod restore_dump;
 mod restore_plain;
 mod rows;
+mod scratch;
 mod server;
 mod staged;
 mod start;
@@ -58,12 +65,14 @@ pub const DRIVER: Driver = Driver { kind: "postgres", summary: "a PostgreSQL ser
 #[derive(Debug)]
 pub struct Postgres {
     config: PostgresConfig,
+    /// Working directory of the client programs of a drill, and with it the directory of its server's socket.
+    inside: Option<PathBuf>,
 }
 
 impl Postgres {
     /// A source with these settings; does nothing yet.
     pub fn new(config: PostgresConfig) -> Self {
-        Self { config }
+        Self { config, inside: None }
     }
 }
 
@@ -100,6 +109,10 @@ impl Source for Postgres {
         }
     }
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
+        if request.no_replicator || request.only_finish {
+            return Err(Error::new(ErrorKind::Usage, "a PostgreSQL server is no CouchDB node")
+                .hint("leave out `--no-replicator` and `--only-finish`."));
+        }
         match point.manifest.method.as_str() {
             "plain" => self.restore_plain(cx, point, request).await,
             "dump" => self.restore_dump(cx, point, request).await,
@@ -117,6 +130,16 @@ impl Source for Postgres {
     }
     async fn cleanup(&self, cx: &Context) -> Result<()> {
         self.remove_staging(cx).await
+    }
+    async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
+        drill::drill(self, cx, point, request).await
+    }
+    fn drill_bytes(&self, point: &Manifest, _: &DrillRequest) -> u64 {
+        drill::bytes(point)
+    }
+    fn production(&self, point: &Manifest) -> Vec<PathBuf> {
+        let captured = point.attributes.get("data_directory").map(PathBuf::from);
+        self.config.data_dir.clone().into_iter().chain(captured).collect()
     }
 }
 

@@ -6,11 +6,24 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use backstay::config::{PostgresConfig, PostgresMethod};
 
-/// The programs that are tested with.
-pub(crate) const BIN: &str = "/usr/lib/postgresql/15/bin";
+/// The programs that are tested with: `BACKSTAY_TEST_PG_BIN`, else Debian's.
+pub(crate) fn bin() -> &'static str {
+    static BIN: LazyLock<String> = LazyLock::new(|| {
+        std::env::var("BACKSTAY_TEST_PG_BIN").unwrap_or_else(|_| "/usr/lib/postgresql/15/bin".to_owned())
+    });
+    &BIN
+}
+
+/// Their major version.
+pub(crate) fn major() -> u32 {
+    let text = run(format!("{}/postgres", bin()), &["--version"]);
+    let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
 
 /// User and group of the server, when the tests run as root.
 fn server_user() -> Option<(u32, u32)> {
@@ -23,6 +36,11 @@ fn server_user() -> Option<(u32, u32)> {
 
 /// Runs a program of the server as the server's user; its output.
 fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
+    attempt(program, args).unwrap_or_else(|said| panic!("{args:?}: {said}"))
+}
+
+/// The same; what it said when it failed.
+fn attempt(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).current_dir("/");
     if let Some((uid, gid)) = server_user() {
@@ -30,8 +48,7 @@ fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
     }
     let out = command.output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success(), "{args:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
-    text
+    if out.status.success() { Ok(text) } else { Err(text + &String::from_utf8_lossy(&out.stderr)) }
 }
 
 /// A directory that the server's user owns and everyone may enter.
@@ -61,7 +78,7 @@ impl Server {
         let data = dir.path().join("data");
         let d = data.to_str().unwrap();
         run(
-            format!("{BIN}/initdb"),
+            format!("{}/initdb", bin()),
             &["-D", d, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8", "--locale=C.UTF-8"],
         );
         let server = Self { dir, data };
@@ -84,11 +101,29 @@ impl Server {
     /// Starts it with options for the server.
     pub(crate) fn up_with(&self, options: &str) {
         let (data, log) = (self.data.to_str().unwrap(), self.dir.path().join("log"));
-        run(format!("{BIN}/pg_ctl"), &["-D", data, "-w", "-o", options, "-l", log.to_str().unwrap(), "start"]);
+        run(format!("{}/pg_ctl", bin()), &["-D", data, "-w", "-o", options, "-l", log.to_str().unwrap(), "start"]);
+    }
+    /// Starts it with messages in German, if its translations are installed.
+    pub(crate) fn up_in_german(&self) {
+        let (data, log) = (self.data.to_str().unwrap(), self.dir.path().join("log"));
+        let (pg_ctl, log) = (format!("{}/pg_ctl", bin()), log.to_str().unwrap());
+        // A language without a locale: no locale of the language needs to be installed.
+        let env = ["-u", "LC_ALL", "LANGUAGE=de", "LANG=C.UTF-8", "LC_MESSAGES=C.UTF-8"];
+        let start = [pg_ctl.as_str(), "-D", data, "-w", "-l", log, "start"];
+        run("env", &[&env[..], &start].concat());
+    }
+    /// Listens on a port of the loopback too, when it is started again.
+    pub(crate) fn listen(&self) -> u16 {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let path = self.data.join("postgresql.conf");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace("listen_addresses = ''", &format!("listen_addresses = '127.0.0.1'\nport = {port}"));
+        std::fs::write(path, text).unwrap();
+        port
     }
     /// Stops it.
     pub(crate) fn down(&self) {
-        run(format!("{BIN}/pg_ctl"), &["-D", self.data.to_str().unwrap(), "-w", "-m", "fast", "stop"]);
+        run(format!("{}/pg_ctl", bin()), &["-D", self.data.to_str().unwrap(), "-w", "-m", "fast", "stop"]);
     }
     /// A standby of this server, started, with its own socket.
     pub(crate) fn standby(&self) -> Self {
@@ -97,7 +132,7 @@ impl Server {
         let data = dir.path().join("data");
         let socket = self.dir.path().to_str().unwrap();
         run(
-            format!("{BIN}/pg_basebackup"),
+            format!("{}/pg_basebackup", bin()),
             &["-h", socket, "-U", "postgres", "-D", data.to_str().unwrap(), "-R", "-c", "fast"],
         );
         let standby = Self { dir, data };
@@ -107,17 +142,28 @@ impl Server {
     }
     /// Runs SQL; what it prints.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
-        let conninfo =
-            format!("dbname='{}' host='{}' user=postgres", database.replace('\'', "\\'"), self.dir.path().display());
-        let text = run(format!("{BIN}/psql"), &["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", sql]);
-        text.trim().to_owned()
+        self.try_sql(database, sql).unwrap_or_else(|said| panic!("{sql}: {said}"))
+    }
+    /// Runs SQL; what it prints, or what `psql` complains about.
+    pub(crate) fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
+        let socket = self.dir.path().display();
+        let port = self.port();
+        let conninfo = format!("dbname='{}' host='{socket}' port={port} user=postgres", database.replace('\'', "\\'"));
+        let args = ["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", sql];
+        attempt(format!("{}/psql", bin()), &args).map(|text| text.trim().to_owned())
+    }
+    fn port(&self) -> u16 {
+        let text = std::fs::read_to_string(self.data.join("postgresql.conf")).unwrap_or_default();
+        text.lines().find_map(|l| l.strip_prefix("port = ")).map_or(5432, |n| n.parse().unwrap())
     }
     /// Settings that connect to it.
     pub(crate) fn config(&self, method: PostgresMethod) -> PostgresConfig {
         let text = format!(
-            r#"{{"method": {}, "host": {:?}, "port": 5432, "username": "postgres", "bin_dir": {BIN:?}}}"#,
+            r#"{{"method": {}, "host": {:?}, "port": {}, "username": "postgres", "bin_dir": {:?}}}"#,
             serde_json::to_string(&method).unwrap(),
-            self.dir.path()
+            self.dir.path(),
+            self.port(),
+            bin()
         );
         serde_json::from_str(&text).unwrap()
     }
@@ -134,20 +180,20 @@ impl Drop for Server {
 
 /// A directory of the real programs, with `name` replaced by a shell script.
 pub(crate) fn fake_tool(dir: &Path, name: &str, script: &str) -> PathBuf {
-    let bin = dir.join(format!("bin-{name}"));
-    std::fs::create_dir(&bin).unwrap();
-    for entry in std::fs::read_dir(BIN).unwrap().flatten().filter(|e| e.file_name() != name) {
-        symlink(entry.path(), bin.join(entry.file_name())).unwrap();
+    let tree = dir.join(format!("bin-{name}"));
+    std::fs::create_dir(&tree).unwrap();
+    for entry in std::fs::read_dir(bin()).unwrap().flatten().filter(|e| e.file_name() != name) {
+        symlink(entry.path(), tree.join(entry.file_name())).unwrap();
     }
-    let text = bin.join("script.txt");
+    let text = tree.join("script.txt");
     std::fs::write(
         &text,
-        format!("#!/bin/sh\nreal={BIN}/{name}\n[ \"$1\" = --version ] && exec $real \"$@\"\n{script}\n"),
+        format!("#!/bin/sh\nreal={}/{name}\n[ \"$1\" = --version ] && exec $real \"$@\"\n{script}\n", bin()),
     )
     .unwrap();
     // Another process writes the program: a descriptor open for writing here could reach a child that another test
     // starts, and the kernel does not run a file that is open for writing.
-    let status = Command::new("install").args(["-m", "755"]).arg(&text).arg(bin.join(name)).status().unwrap();
+    let status = Command::new("install").args(["-m", "755"]).arg(&text).arg(tree.join(name)).status().unwrap();
     assert!(status.success());
-    bin
+    tree
 }

@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use aws_sdk_s3::types::{
+    BucketVersioningStatus, DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule, VersioningConfiguration,
+};
 
 /// The access key of the gateway's user.
 pub(crate) const ACCESS: &str = "AKTEST";
@@ -16,15 +19,47 @@ pub(crate) const SECRET: &str = "SKTEST";
 
 /// `http://127.0.0.1:PORT` of the gateway. Panics, saying what to do, where it cannot be started.
 pub(crate) fn endpoint() -> &'static str {
-    static STARTED: OnceLock<Result<String, String>> = OnceLock::new();
+    &started().0
+}
+
+/// The endpoint, and where the gateway's files are.
+fn started() -> &'static (String, PathBuf) {
+    static STARTED: OnceLock<Result<(String, PathBuf), String>> = OnceLock::new();
     match STARTED.get_or_init(|| start().or_else(|_| start())) {
-        Ok(endpoint) => endpoint,
+        Ok(started) => started,
         Err(why) => panic!("{why}"),
     }
 }
 
-/// Makes a bucket.
-pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+/// Makes a bucket, and another user who may do in it only what is in `actions` (`s3:PutObject`). The user has the access
+/// key `name` and the secret [`SECRET`].
+#[allow(clippy::disallowed_methods, reason = "users are made by the gateway's own program")]
+pub(crate) async fn make_bucket_for(name: &str, versioned: bool, actions: &[&str]) {
+    make_bucket(name, versioned).await;
+    let mut admin = Command::new("radosgw-admin");
+    admin.arg("-c").arg(started().1.join("ceph.conf")).args(["-n", "client.admin", "user", "create"]);
+    admin.args([&format!("--uid={name}"), "--display-name=t", &format!("--access-key={name}")]);
+    let made = admin.arg(format!("--secret={SECRET}")).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    allow(name, actions).await;
+}
+
+/// Changes what the other user may do in the bucket `name`.
+pub(crate) async fn allow(name: &str, actions: &[&str]) {
+    let policy = serde_json::json!({
+        "Version": "2012-10-17",
+        "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"AWS": [format!("arn:aws:iam:::user/{name}")]},
+            "Action": actions,
+            "Resource": [format!("arn:aws:s3:::{name}"), format!("arn:aws:s3:::{name}/*")],
+        }],
+    });
+    client().put_bucket_policy().bucket(name).policy(policy.to_string()).send().await.expect("a policy");
+}
+
+/// A client of the gateway's user.
+pub(crate) fn client() -> Client {
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -33,7 +68,21 @@ pub(crate) async fn make_bucket(name: &str, versioned: bool) {
         .endpoint_url(endpoint())
         .force_path_style(true)
         .build();
-    let client = Client::from_conf(config);
+    Client::from_conf(config)
+}
+
+/// Makes a bucket whose objects cannot be removed for a day.
+pub(crate) async fn make_locked_bucket(name: &str) {
+    client().create_bucket().bucket(name).object_lock_enabled_for_bucket(true).send().await.expect("a new bucket");
+    let retention = DefaultRetention::builder().mode(ObjectLockRetentionMode::Compliance).days(1).build();
+    let lock = ObjectLockConfiguration::builder().object_lock_enabled(ObjectLockEnabled::Enabled);
+    let lock = lock.rule(ObjectLockRule::builder().default_retention(retention).build()).build();
+    client().put_object_lock_configuration().bucket(name).object_lock_configuration(lock).send().await.expect("a lock");
+}
+
+/// Makes a bucket.
+pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+    let client = client();
     client.create_bucket().bucket(name).send().await.expect("a new bucket");
     if versioned {
         let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
@@ -42,7 +91,7 @@ pub(crate) async fn make_bucket(name: &str, versioned: bool) {
 }
 
 #[allow(clippy::disallowed_methods, reason = "the script must outlive no test, and its daemons all of them")]
-fn start() -> Result<String, String> {
+fn start() -> Result<(String, PathBuf), String> {
     let needed = ["radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "ceph-authtool", "uuidgen", "curl"];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |tool: &&str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
@@ -76,5 +125,5 @@ fn start() -> Result<String, String> {
         let text = std::fs::read_to_string(errors.path()).unwrap_or_default();
         return Err(format!("the gateway does not start: {}", text.trim()));
     }
-    Ok(format!("http://127.0.0.1:{}", ports[0]))
+    Ok((format!("http://127.0.0.1:{}", ports[0]), dir))
 }

@@ -52,6 +52,8 @@ enum What {
     NoVersionId,
     /// The body of the answer breaks off after so many bytes.
     ShortBody(usize),
+    /// A body without `Content-MD5` or a checksum is refused, as AWS does where objects are locked.
+    Unguarded,
 }
 
 /// What goes wrong, with which calls.
@@ -95,6 +97,14 @@ impl Fault {
     pub(crate) fn short_body(op: &'static str, bytes: usize) -> Self {
         Self::new(op, What::ShortBody(bytes))
     }
+    /// Bodies need `Content-MD5` or a checksum.
+    pub(crate) fn unguarded(op: &'static str) -> Self {
+        Self::new(op, What::Unguarded)
+    }
+    /// Whether the caller has to give up by itself.
+    pub(crate) fn hangs(&self) -> bool {
+        matches!(self.what, What::Hang)
+    }
     /// The first `n` such calls go well.
     #[must_use]
     pub(crate) fn after(mut self, n: u32) -> Self {
@@ -124,6 +134,10 @@ pub(crate) struct Guard {
     pub(crate) sha256: String,
     /// `x-amz-checksum-crc64nvme`.
     pub(crate) crc64nvme: Option<String>,
+    /// `Content-MD5`.
+    pub(crate) md5: Option<String>,
+    /// `x-amz-security-token`, of temporary keys.
+    pub(crate) token: Option<String>,
     /// Whether there are trailers, or chunks of AWS's own.
     pub(crate) chunked: bool,
 }
@@ -136,6 +150,8 @@ impl Guard {
             op,
             sha256: header("x-amz-content-sha256").unwrap_or_default(),
             crc64nvme: header("x-amz-checksum-crc64nvme"),
+            md5: header("content-md5"),
+            token: header("x-amz-security-token"),
             chunked: header("x-amz-trailer").is_some() || header("content-encoding").is_some(),
         }
     }
@@ -324,6 +340,15 @@ async fn answer(
             drain(request).await?;
             Ok(error(200, &code))
         }
+        Some(What::Unguarded) => {
+            let guard = Guard::of(op, &request);
+            if guard.md5.is_some() || guard.crc64nvme.is_some() {
+                return pass(request, service).await;
+            }
+            drain(request).await?;
+            let text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+            Ok(error_text(400, "InvalidRequest", text))
+        }
         Some(What::Hang) => loop {
             tokio::time::sleep(Duration::from_secs(3600)).await;
         },
@@ -368,8 +393,12 @@ async fn drain(request: Request<Incoming>) -> Result<(), Broken> {
 }
 
 fn error(status: u16, code: &str) -> Response<Body> {
+    error_text(status, code, "as told")
+}
+
+fn error_text(status: u16, code: &str, text: &str) -> Response<Body> {
     let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>as told</Message></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{text}</Message></Error>"
     );
     let response = Response::builder().status(status).header("content-type", "application/xml");
     response.body(Body::from(xml)).expect("a response")

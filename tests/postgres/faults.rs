@@ -9,7 +9,7 @@ use backstay::source::postgres::Postgres;
 
 use super::{attempt, fill};
 use crate::common::memory::{Memory, context};
-use crate::common::postgres::{Server, fake_tool};
+use crate::common::postgres::{Server, fake_tool, major};
 
 /// Name, method, program, script, artefacts that may be finished before it failed.
 const FAULTS: &[(&str, PostgresMethod, &str, &str, &[&str])] = &[
@@ -108,7 +108,7 @@ async fn complaints_say_what_to_do() {
 
     let locker = {
         let conninfo = format!("host={} user=postgres dbname=postgres", server.dir.path().display());
-        let program = backstay::exec::Program::new(format!("{}/psql", crate::common::postgres::BIN));
+        let program = backstay::exec::Program::new(format!("{}/psql", crate::common::postgres::bin()));
         program
             .args(["-X", "-d", &conninfo, "-c", "begin; lock table t; select pg_sleep(60)"])
             .spawn(std::process::Stdio::null())
@@ -134,5 +134,7 @@ async fn an_old_server_is_refused() {
     let err = Postgres::new(config).probe(&context("test", work.path())).await.unwrap_err();
     assert!(err.kind == ErrorKind::Refused && err.message.contains("12.22"), "{}", err.report());
     let probe = Postgres::new(server.config(Plain)).probe(&context("test", work.path())).await.unwrap();
-    assert!(probe.server_version.unwrap().starts_with("15.") && probe.estimated_bytes.unwrap() > 1 << 20);
+    assert!(
+        probe.server_version.unwrap().starts_with(&format!("{}.", major())) && probe.estimated_bytes.unwrap() > 1 << 20
+    );
 }

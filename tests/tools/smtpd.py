@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """smtpd.py DIR [starttls|tls|plain|othername]: a mail server for tests, on a free loopback port.
 
-starttls (default): STARTTLS, then AUTH (user u, password pw), are required. tls: TLS from the first byte, AUTH required.
+starttls (default): STARTTLS, then AUTH (user u, password $SMTPD_PASSWORD or pw), are required. tls: TLS from the first byte, AUTH required.
 plain: neither is offered. The certificate is for localhost and 127.0.0.1, signed by the authority DIR/ca.pem;
 othername: as starttls, with a certificate for another host.
 Each accepted mail becomes DIR/mail/N.eml, with its envelope as headers put first. Recipients reject@ get 550,
@@ -9,6 +9,7 @@ tempfail@ get 451; DIR/rcpt lists every recipient that was asked for. DIR/port a
 It ends with its standard input, so that it never outlives the test.
 """
 import itertools
+import os
 import pathlib
 import socket
 import ssl
@@ -20,6 +21,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
 where = pathlib.Path(sys.argv[1])
 mode = sys.argv[2] if len(sys.argv) > 2 else "starttls"
+password = os.environ.get("SMTPD_PASSWORD", "pw").encode()
 (where / "mail").mkdir(parents=True, exist_ok=True)
 numbers = itertools.count(1)
 
@@ -64,7 +66,7 @@ class Handler:
 
 
 def authenticate(server, session, envelope, mechanism, data):
-    good = isinstance(data, LoginPassword) and (data.login, data.password) == (b"u", b"pw")
+    good = isinstance(data, LoginPassword) and (data.login, data.password) == (b"u", password)
     return AuthResult(success=good, handled=False)
 
 

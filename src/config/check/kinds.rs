@@ -5,7 +5,7 @@ use std::path::Path;
 use globset::GlobBuilder;
 
 use super::{BlobdirConfig, Config, Found, PostgresConfig};
-use crate::config::{DestinationConfig, PostgresMethod, S3Checksum, S3Config, Sse};
+use crate::config::{CouchdbConfig, DestinationConfig, PostgresMethod, S3Checksum, S3Config, Sse};
 use crate::units::Bytes;
 
 /// S3 takes no smaller parts, except the last one.
@@ -14,6 +14,8 @@ const SMALLEST_PART: Bytes = Bytes(5 << 20);
 const LARGEST_PART: Bytes = Bytes(5 << 30);
 /// What `pg_basebackup --max-rate` takes.
 const RATES: std::ops::RangeInclusive<u64> = (32 << 10)..=(1 << 30);
+/// Slower than this, a backup never ends.
+const SLOWEST_RATE: Bytes = Bytes(64 << 10);
 /// Stands for the services' own directories on the command line (`--from local`).
 const RESERVED_DESTINATION: &str = "local";
 
@@ -65,6 +67,35 @@ impl Found {
         }
         self.patterns("include", &postgres.include);
         self.patterns("exclude", &postgres.exclude);
+    }
+
+    pub(super) fn couchdb(&mut self, couchdb: &CouchdbConfig) {
+        self.absolute("data_dir", &couchdb.data_dir);
+        for (key, url) in [("url", &couchdb.url), ("node_local_url", &couchdb.node_local_url)] {
+            self.url(key, url);
+        }
+        match (&couchdb.username, &couchdb.password) {
+            (Some(_), None) => self.wrong_hint("password", "is missing", "name where it is: `{file: PATH}`."),
+            (None, Some(_)) => self.wrong("username", "is missing"),
+            _ => {}
+        }
+        if couchdb.node.as_ref().is_some_and(|node| !node.contains('@')) {
+            self.wrong("node", "must have the form NAME@HOST");
+        }
+        if let Some(dir) = &couchdb.etc_dir {
+            self.absolute("etc_dir", dir);
+        } else if couchdb.etc_unencrypted {
+            self.wrong("etc_unencrypted", "has an effect with `etc_dir` only");
+        }
+        self.at_least_one("readers", couchdb.readers);
+        if couchdb.max_rate.is_some_and(|rate| rate < SLOWEST_RATE) {
+            self.wrong("max_rate", "must be 64KiB or more (per second)");
+        }
+        for (key, command) in [("start", &couchdb.start), ("stop", &couchdb.stop)] {
+            if command.first().is_none_or(String::is_empty) {
+                self.wrong(key, "names no program");
+            }
+        }
     }
 
     pub(super) fn blobdir(&mut self, blobdir: &BlobdirConfig, config: &Config) {
@@ -133,12 +164,28 @@ impl Found {
             self.wrong("part_size", "must be 5MiB to 5GiB");
         }
         self.at_least_one("concurrency", s3.concurrency);
+        if s3.upload_memory().0 / 2 < s3.part_size.0 {
+            self.wrong("upload_memory", "must have room for two parts of `part_size`");
+        }
         self.longer_than_nothing("call_timeout", s3.call_timeout);
         if let Some(ca_file) = &s3.ca_file {
             self.absolute("ca_file", ca_file);
         }
         if matches!(&s3.sse, Some(Sse::Kms(key)) if key.is_empty()) {
             self.wrong("sse.kms", "is empty");
+        }
+    }
+
+    /// The text is not repeated: it may hold a password.
+    fn url(&mut self, key: &str, url: &str) {
+        let rest = url.strip_prefix("https://").or(url.strip_prefix("http://"));
+        match rest.map(|rest| rest.trim_end_matches('/')) {
+            None => self.wrong(key, "must begin with https:// or http://"),
+            Some("") => self.wrong(key, "must name a host"),
+            Some(host) if host.contains('@') => {
+                self.wrong_hint(key, "holds a user or a password", "name them with `username` and `password`.");
+            }
+            Some(_) => {}
         }
     }
 

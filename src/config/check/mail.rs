@@ -20,6 +20,9 @@ impl Found {
                 self.wrong("metrics_file", "does not end in `.prom`, and would not be read by the collector");
             }
         }
+        if let Some(age) = check.max_drill_age {
+            self.longer_than_nothing("max_drill_age", age);
+        }
         for (host, services) in &check.expect {
             self.at(&["expect", host], |f| {
                 f.name("", "a host", host);

@@ -112,6 +112,12 @@ fn check(name: &str, config: &S3Config) -> Result<()> {
     if config.concurrency == 0 {
         return bad("`concurrency` is 0".into(), "use 1 or more.");
     }
+    if config.upload_memory().0 / 2 < config.part_size.0 {
+        return bad(
+            format!("`upload_memory` is {}, and `part_size` {}", config.upload_memory(), config.part_size),
+            "two parts must fit: one is filled while another one is on its way.",
+        );
+    }
     Ok(())
 }
 

@@ -8,6 +8,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Span;
 
+/// What to do about a store that has too much to do, or is broken for a while.
+const BUSY: &str = "wait until the store is well again; `retries` says how often a request is made anew.";
+
 /// A call, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call<'a> {
@@ -67,6 +70,14 @@ pub(super) fn is_not_implemented(err: &Error) -> bool {
     has_code(err, "NotImplemented") || has_status(err, 501)
 }
 
+/// Whether the store wants a header that guards the body besides its signature, as it does where objects are locked.
+pub(super) fn wants_md5(err: &Error) -> bool {
+    answer(err).is_some_and(|a| {
+        a.code == "MissingContentMD5"
+            || (a.code == "InvalidRequest" && a.message.to_ascii_lowercase().contains("content-md5"))
+    })
+}
+
 impl fmt::Display for Call<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {} s3://{}/{}", self.verb, self.bucket, self.key)
@@ -81,6 +92,7 @@ impl Call<'_> {
     pub(super) fn late(&self, limit: Duration) -> Error {
         let limit = if limit.subsec_nanos() == 0 { Span(limit).to_string() } else { format!("{limit:?}") };
         self.error(ErrorKind::Unavailable, &format!("no answer within {limit}"))
+            .hint("check `endpoint`, the network, and whether the store is up; `call_timeout` sets the limit.")
     }
 
     pub(super) fn failed<E>(&self, err: SdkError<E>) -> Error
@@ -172,13 +184,11 @@ impl Call<'_> {
             }
             "PreconditionFailed" => (K::AlreadyExists, None),
             "NotImplemented" | "MethodNotAllowed" => (K::Failed, None),
-            // Bytes that broke on the way, and what a store says when it is busy or was not sent enough in time.
-            "SlowDown"
-            | "Throttling"
-            | "TooManyRequests"
-            | "RequestTimeout"
-            | "InternalError"
-            | "ServiceUnavailable"
+            "SlowDown" | "Throttling" | "TooManyRequests" | "InternalError" | "ServiceUnavailable" => {
+                some(K::Unavailable, BUSY)
+            }
+            // Bytes that broke on the way, and what a store says when it was not sent enough in time.
+            "RequestTimeout"
             | "OperationAborted"
             | "ConditionalRequestConflict"
             | "BadDigest"
@@ -201,8 +211,9 @@ impl Call<'_> {
             300..=399 => (ErrorKind::Config, Some("check `region`, `endpoint` and `path_style`.".into())),
             501 => (ErrorKind::Failed, None),
             507 => (ErrorKind::NoSpace, Some("raise the quota of the bucket, keep fewer points, or prune.".into())),
+            429 | 500..=599 => (ErrorKind::Unavailable, Some(BUSY.into())),
             // 200 with an error in the body, of a code that is not known.
-            200..=299 | 408 | 429 | 500..=599 => (ErrorKind::Unavailable, None),
+            200..=299 | 408 => (ErrorKind::Unavailable, None),
             _ => (ErrorKind::Failed, None),
         }
     }

@@ -14,6 +14,7 @@ use super::{Inner, parts};
 use crate::destination::retry::retry;
 use crate::destination::{Location, PutMode, Upload};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units;
 
 /// An object on its way.
 #[derive(Debug)]
@@ -24,12 +25,15 @@ pub(super) struct S3Upload {
     /// Tells our object from another one under the same key.
     token: String,
     expected: Option<u64>,
+    cut: parts::Cut,
     buffer: BytesMut,
     /// Set as soon as there are parts.
     id: Option<String>,
     /// A request to start an upload is, or may still be, on its way without its id being known.
     strays: bool,
-    sending: JoinSet<Result<CompletedPart>>,
+    sending: JoinSet<Result<(CompletedPart, u64)>>,
+    /// Bytes of the parts on their way.
+    sending_bytes: u64,
     sent: Vec<CompletedPart>,
     started_parts: u32,
     bytes: u64,
@@ -40,6 +44,10 @@ pub(super) struct S3Upload {
 
 impl S3Upload {
     pub(super) async fn begin(inner: &Arc<Inner>, key: &str, mode: PutMode, expected: Option<u64>) -> Result<Self> {
+        let cut = parts::Cut::of(&inner.config);
+        if let Some(expected) = expected.filter(|bytes| *bytes > cut.greatest()) {
+            return Err(too_long(inner, key, &format!("it is expected to have {}", units::Bytes(expected))));
+        }
         match mode {
             PutMode::WriteOnce => {
                 if unless_denied(inner.head(&Location::newest(key)).await)?.flatten().is_some() {
@@ -61,10 +69,12 @@ impl S3Upload {
             mode,
             token: hex::encode(random),
             expected,
+            cut,
             buffer: BytesMut::new(),
             id: None,
             strays: false,
             sending: JoinSet::new(),
+            sending_bytes: 0,
             sent: Vec::new(),
             started_parts: 0,
             bytes: 0,
@@ -73,19 +83,17 @@ impl S3Upload {
         })
     }
 
-    fn part_size(&self) -> usize {
-        let config = &self.inner.config;
-        usize::try_from(parts::size(config.part_size.0, config.fixed_part_size, self.started_parts))
-            .unwrap_or(usize::MAX)
-    }
-
     async fn take(&mut self, mut chunk: Bytes) -> Result<()> {
         while let Some(done) = self.sending.try_join_next() {
-            self.sent.push(joined(done)?);
+            self.arrived(done)?;
         }
         while !chunk.is_empty() {
-            let size = self.part_size();
+            let size = usize::try_from(self.cut.size(self.started_parts)).unwrap_or(usize::MAX);
             if self.buffer.capacity() == 0 {
+                while self.sending_bytes.saturating_add(size as u64) > self.cut.memory {
+                    let Some(done) = self.sending.join_next().await else { break };
+                    self.arrived(done)?;
+                }
                 let left = self.expected.and_then(|e| usize::try_from(e.saturating_sub(self.bytes)).ok());
                 self.buffer = BytesMut::with_capacity(left.unwrap_or(size).clamp(chunk.len().min(size), size));
             }
@@ -99,24 +107,31 @@ impl S3Upload {
         Ok(())
     }
 
+    fn arrived(&mut self, done: std::result::Result<Result<(CompletedPart, u64)>, JoinError>) -> Result<()> {
+        let (part, bytes) = done.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Internal, "the upload of a part was torn down").caused_by(e))
+        })?;
+        self.sending_bytes -= bytes;
+        self.sent.push(part);
+        Ok(())
+    }
+
     /// Hands the buffer to a task, once fewer than `concurrency` are at work.
     async fn send_part(&mut self) -> Result<()> {
         if self.started_parts == parts::MAX_PARTS {
-            let call = self.inner.at("write", "s3:PutObject", &self.key);
-            let text = format!("it needs more than {} parts", parts::MAX_PARTS);
-            return Err(call.error(ErrorKind::Config, &text).hint("use a larger `part_size`."));
+            return Err(too_long(&self.inner, &self.key, "it is longer"));
         }
         let id = self.start().await?;
         while self.sending.len() >= self.inner.config.concurrency as usize {
-            match self.sending.join_next().await {
-                Some(done) => self.sent.push(joined(done)?),
-                None => break,
-            }
+            let Some(done) = self.sending.join_next().await else { break };
+            self.arrived(done)?;
         }
         self.started_parts += 1;
         let number = i32::try_from(self.started_parts).unwrap_or(i32::MAX);
         let (inner, key, body) = (Arc::clone(&self.inner), self.key.clone(), std::mem::take(&mut self.buffer).freeze());
-        self.sending.spawn(async move { inner.put_part(&key, &id, number, &body).await });
+        let bytes = body.len() as u64;
+        self.sending_bytes += bytes;
+        self.sending.spawn(async move { Ok((inner.put_part(&key, &id, number, &body).await?, bytes)) });
         Ok(())
     }
 
@@ -149,7 +164,7 @@ impl S3Upload {
                 self.send_part().await?;
             }
             while let Some(done) = self.sending.join_next().await {
-                self.sent.push(joined(done)?);
+                self.arrived(done)?;
             }
             self.sent.sort_by_key(|part| part.part_number);
         }
@@ -249,8 +264,17 @@ fn unversioned(inner: &Inner, key: &str) -> Error {
         .hint(format!("turn the versioning of bucket {:?} on, or use `key_style: timestamped`.", inner.config.bucket))
 }
 
-fn joined(done: std::result::Result<Result<CompletedPart>, JoinError>) -> Result<CompletedPart> {
-    done.unwrap_or_else(|e| Err(Error::new(ErrorKind::Internal, "the upload of a part was torn down").caused_by(e)))
+fn too_long(inner: &Inner, key: &str, what: &str) -> Error {
+    let (config, cut) = (&inner.config, parts::Cut::of(&inner.config));
+    let greatest = units::Bytes(cut.greatest());
+    let text = format!("{what}, and {} parts hold {greatest} at most", parts::MAX_PARTS);
+    let hint = if config.fixed_part_size {
+        format!("set a larger `part_size` for this destination: it is {}.", config.part_size)
+    } else {
+        let memory = units::Bytes(cut.memory);
+        format!("set a larger `part_size` ({} now) or `upload_memory` ({memory} now).", config.part_size)
+    };
+    inner.at("write", "s3:PutObject", key).error(ErrorKind::Config, &text).hint(hint)
 }
 
 #[async_trait]

@@ -43,6 +43,7 @@ pub(super) enum Stopped {
 pub(super) struct Tally {
     counts: BTreeMap<&'static str, u64>,
     sockets: u64,
+    own: u64,
     borders: u64,
     padded: u64,
 }
@@ -63,6 +64,7 @@ impl Tally {
             (self.get("changed"), format!("changed while being read; {named}")),
             (self.padded, format!("shrank while being read and end in zeros; {named}")),
             (self.sockets, "left out: sockets cannot be stored".to_string()),
+            (self.own, format!("left out: folders of restores, old data or what a killed one left; {named}")),
             (self.borders, "stored empty: another file system is mounted there".to_string()),
         ];
         all.into_iter().filter(|(n, _)| *n > 0).map(|(n, text)| format!("{n} entries {text}")).collect()
@@ -176,6 +178,10 @@ impl<W: Write> Capture<'_, W> {
             Outcome::Socket(path) => {
                 self.tally.sockets += 1;
                 Line::absent(&path, "socket", State::Skipped).write(&mut self.lines)
+            }
+            Outcome::Own(path) => {
+                self.tally.own += 1;
+                Line::absent(&path, "directory", State::Skipped).write(&mut self.lines)
             }
             Outcome::Border(loaded) => {
                 self.tally.borders += 1;

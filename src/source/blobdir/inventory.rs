@@ -205,25 +205,42 @@ impl Comparison {
 
     /// Takes the next member of the archive.
     pub(super) fn member(&mut self, member: &Member, digest: Option<&blake3::Hash>) -> Result<()> {
+        let mut found = Line::of(member);
+        found.blake3 = digest.map(|d| d.to_hex().to_string());
+        self.line(found, "the archive")
+    }
+
+    /// Compares with another inventory, taken of what was restored. `owners`: whether owners must be the same.
+    pub(super) fn with(&mut self, other: File, owners: bool) -> Result<()> {
+        let mut other = Self::begin(other)?;
+        while let Some(mut found) = other.next_line()? {
+            if !owners {
+                (found.uid, found.gid) = (None, None);
+            }
+            self.line(found, "the restored directory")?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, mut found: Line, place: &str) -> Result<()> {
         if self.lost {
             return Ok(());
         }
-        let name = show(&member.path);
+        let name = found.name();
         let Some(line) = self.next_line()? else {
             self.lost = true;
-            self.problem(format!("{name} is in the archive but not in the inventory"));
+            self.problem(format!("{name} is in {place} but not in the inventory"));
             return Ok(());
         };
-        let mut found = Line::of(member);
         (found.state, found.padded_bytes) = (line.state, line.padded_bytes);
-        found.blake3 = digest.map(|d| d.to_hex().to_string());
+        (found.uid, found.gid) = (found.uid.or(line.uid), found.gid.or(line.gid));
         if found == line {
             return Ok(());
         }
         if found.path != line.path {
             // After this, the two are out of step: one problem, not a million.
             self.lost = true;
-            self.problem(format!("the archive holds {name} where the inventory names {}", line.name()));
+            self.problem(format!("{place} holds {name} where the inventory names {}", line.name()));
         } else if found.size != line.size {
             self.problem(format!("{name} has another length than the inventory says"));
         } else if found.blake3 != line.blake3 {

@@ -65,6 +65,8 @@ pub(super) enum Outcome {
     /// A file to be read by the writer.
     Large(Job),
     Socket(Vec<u8>),
+    /// A folder that a restore made for itself.
+    Own(Vec<u8>),
     Vanished(Vec<u8>),
     Failed(Error),
 }

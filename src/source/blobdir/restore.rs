@@ -11,12 +11,12 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::Comparison;
-use super::place::Place;
 use crate::artefact::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
 use crate::pipeline::archive::acl::{group_id, user_id};
 use crate::pipeline::extract::{self, Extracted, Rules};
+use crate::pipeline::place::Place;
 use crate::source::{ArtefactReader, Context, PointReader, RestoreRequest, Restored, Verified};
 
 /// Counts of the manifest that a restore must reach.
@@ -32,11 +32,10 @@ pub(super) async fn restore(
     refuse_foreign(request)?;
     let owner = request.owner.as_deref().map(parse_owner).transpose()?;
     let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());
-    let stamp = cx.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
     let stop = cx.cancel.child_token();
     let guard = stop.clone().drop_guard();
     let counts = point.manifest.counts.clone();
-    let place = Place::prepare(&target, request.replace, stamp)?;
+    let mut place = Place::prepare(&target, request.replace, cx.clock.now())?;
     let need = |key: &str| counts.get(key).copied().unwrap_or(0);
     place.check_space(need("bytes"), need("files") + need("directories"))?;
     let (expected, data) = open(cx, point, &stop).await?;
@@ -50,8 +49,12 @@ pub(super) async fn restore(
             return Err(Error::new(ErrorKind::Corrupt, message)
                 .hint("restore another point; nothing at the target was changed."));
         }
+        let removed = std::mem::take(&mut place.removed);
         let (target, old_data) = place.settle()?;
-        Ok(restored(&target, old_data, done, owner.is_some()))
+        let mut restored = restored(&target, old_data, done, owner.is_some());
+        let gone = removed.iter().map(|path| format!("removed {}, left by a restore that was killed", path.display()));
+        restored.notes.extend(gone);
+        Ok(restored)
     };
     let outcome = blocking(work).await;
     drop(guard);
@@ -83,7 +86,7 @@ pub(super) async fn verify(cx: &Context, point: &PointReader) -> Result<Verified
     outcome
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let joined = tokio::task::spawn_blocking(work).await;
     joined.map_err(|e| Error::new(ErrorKind::Internal, "the extraction broke").caused_by(e))?
 }
@@ -101,7 +104,7 @@ fn restored(target: &Path, old_data: Option<PathBuf>, done: Extracted, owner_giv
     Restored { target: target.display().to_string(), counts: done.counts, old_data, notes }
 }
 
-fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Vec<String> {
+pub(super) fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Vec<String> {
     let differs = |key: &&str| {
         let wanted = wanted.get(*key).copied();
         wanted.is_some_and(|n| n != found.get(*key).copied().unwrap_or(0))
@@ -119,7 +122,11 @@ fn compare_counts(wanted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>)
 fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
     if request.database.is_some() || request.rename.is_some() || !request.map.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "a directory of files has no databases and no tablespaces")
-            .hint("leave out `--database`, `--rename` and `--map`."));
+            .hint("leave out `--database`, `--as` and `--map`."));
+    }
+    if request.no_replicator || request.only_finish {
+        return Err(Error::new(ErrorKind::Usage, "a directory of files is no CouchDB node")
+            .hint("leave out `--no-replicator` and `--only-finish`."));
     }
     Ok(())
 }
@@ -149,7 +156,7 @@ fn find(point: &PointReader, role: Role, name: &str) -> Result<Artefact> {
 }
 
 /// The inventory, fetched and ready to be compared with, and the archive, for a thread that may block.
-async fn open(
+pub(super) async fn open(
     cx: &Context,
     point: &PointReader,
     stop: &CancellationToken,

@@ -14,9 +14,10 @@ use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
+use super::Moment;
 use super::load::{Arena, Job, Loader, Node, Outcome, is_gone};
-use super::{Moment, place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::place;
 
 /// Entries that travel together.
 const BATCH: usize = 16;
@@ -188,7 +189,11 @@ impl Walk<'_> {
             let (node, kind) = (Arc::clone(&frame.node), frame.names.index[at].1);
             let name = frame.names.get(at).to_owned();
             let path = node.child(&name);
-            if self.excludes.matches(&path) || (node.path.is_empty() && place::is_partial(name.to_bytes())) {
+            if self.excludes.matches(&path) {
+                continue;
+            }
+            if kind == Type::Directory && node.path.is_empty() && place::is_own(name.to_bytes()) {
+                out.push(Item::Ready(Outcome::Own(path)))?;
                 continue;
             }
             if kind != Type::Directory {

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::Postgres;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::{Ended, Program};
+use crate::privilege;
 use crate::source::Context;
 use crate::units::Bytes;
 
@@ -19,7 +20,7 @@ const CONNECT_SECONDS: &str = "20";
 const QUERY_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Directories of the installed versions below Debian's root, newest first.
-fn debian_bins() -> Vec<(u32, PathBuf)> {
+pub(super) fn debian_bins() -> Vec<(u32, PathBuf)> {
     let entries = std::fs::read_dir(DEBIAN_ROOT).into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
         .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin"))))
@@ -74,7 +75,8 @@ impl Postgres {
     /// A client program with the connection's arguments. Never asks for a password; passwords come from the passfile
     /// or the server's own rules.
     pub(super) fn client(&self, name: &str) -> Result<Program> {
-        let mut program = Program::new(self.tool(name))
+        let mut program = self
+            .as_service_user(Program::new(self.tool(name)))?
             .arg("--no-password")
             .env("PGCONNECT_TIMEOUT", CONNECT_SECONDS)
             .env("PGAPPNAME", "backstay");
@@ -91,7 +93,19 @@ impl Postgres {
             check_passfile(file)?;
             program = program.env("PGPASSFILE", file);
         }
+        if let Some(dir) = &self.inside {
+            program = super::scratch::confine(program, dir);
+        }
         Ok(program)
+    }
+
+    /// As root: runs the program as the user of the service, whom the server knows by peer authentication. A backup
+    /// has become that user already; a restore stays root, to read what only root may read.
+    fn as_service_user(&self, program: Program) -> Result<Program> {
+        let Some(name) = self.config.run_as.as_deref().filter(|_| privilege::is_root()) else { return Ok(program) };
+        let user = privilege::user(name)?;
+        let program = program.env("HOME", &user.dir).env("USER", name).env("LOGNAME", name).current_dir("/");
+        Ok(program.as_user(user.uid.as_raw(), user.gid.as_raw()))
     }
 
     /// `psql` connected to `database`, reading no start files.
@@ -117,6 +131,11 @@ impl Postgres {
         let text = self.sql(cx, database, &[query.to_owned()]).await?;
         serde_json::from_str(text.trim())
             .map_err(|e| Error::new(ErrorKind::Failed, "the server gave an answer that makes no sense").caused_by(e))
+    }
+
+    /// The server, for people.
+    pub(super) fn server_name(&self) -> String {
+        self.config.host.as_ref().map_or_else(|| "the local server".into(), |host| format!("the server at {host}"))
     }
 
     /// Whether the server is this host's, as far as the configuration tells.
@@ -153,7 +172,12 @@ const COMPLAINTS: &[(&str, ErrorKind, &str)] = &[
     (
         "Peer authentication failed",
         ErrorKind::Denied,
-        "run the service as the operating system's user of that name, or set username.",
+        "set `user` of the service to the operating system's user of that name, such as postgres, or set username.",
+    ),
+    (
+        "FATAL:  role \"",
+        ErrorKind::Denied,
+        "set `user` of the service to an operating system's user that may log in, such as postgres, or set username.",
     ),
     ("password authentication failed", ErrorKind::Denied, "correct the password in the passfile."),
     ("no password supplied", ErrorKind::Denied, "set passfile, with a line for this host, port, database and user."),
@@ -199,9 +223,14 @@ const COMPLAINTS: &[(&str, ErrorKind, &str)] = &[
     ("server closed the connection", ErrorKind::Unavailable, "look into the server's log."),
     ("terminating connection", ErrorKind::Unavailable, "look into the server's log."),
     (
+        "s the server running",
+        ErrorKind::Unavailable,
+        "see whether the server runs, and correct host and port in the configuration.",
+    ),
+    (
         "connection to server",
         ErrorKind::Unavailable,
-        "see whether the server runs, and correct host, port and database in the configuration.",
+        "see the server's answer above, and correct host, port, username and database in the configuration.",
     ),
     (
         "could not connect",

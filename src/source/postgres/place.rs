@@ -3,9 +3,12 @@
 //! New data is written beside the place and renamed into it when it is whole; old data is renamed aside. A mount point
 //! cannot be renamed: there, the new data lies in a folder inside it, and the entries are moved.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,6 +21,8 @@ pub(super) struct Place {
     pub(super) staging: PathBuf,
     mounted: bool,
     occupied: bool,
+    /// The staging directory, locked, so that no other restore clears it.
+    lock: Option<Flock<fs::File>>,
 }
 
 /// Numeric owner of restored files.
@@ -49,7 +54,11 @@ fn data_entries(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn is_mount_point(dir: &Path) -> bool {
     let device = |p: &Path| fs::metadata(p).map(|m| m.dev()).ok();
-    dir.is_dir() && dir.parent().is_some_and(|parent| device(parent) != device(dir))
+    let other_device = || dir.parent().is_some_and(|parent| device(parent) != device(dir));
+    // A bind mount may have its parent's device. The table writes `\040` for a space.
+    let name = dir.display().to_string().replace('\\', "\\134").replace(' ', "\\040");
+    let table = || fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    dir.is_dir() && (other_device() || table().lines().any(|line| line.split(' ').nth(4) == Some(name.as_str())))
 }
 
 fn aside(dir: &Path, suffix: &str) -> PathBuf {
@@ -64,12 +73,20 @@ impl Place {
     /// # Errors
     /// `Refused` when it holds data and `replace` is false, or when a server runs in it.
     pub(super) fn look(dir: &Path, replace: bool) -> Result<Self> {
-        if !dir.is_absolute() || dir.parent().is_none() {
+        let dir = std::path::absolute(dir).map_err(|e| Error::io(e, format!("no such place: {}", dir.display())))?;
+        if dir.file_name().is_none() {
             return Err(Error::new(ErrorKind::Usage, format!("{} is no place for a data directory", dir.display()))
-                .hint("give an absolute path, and not the root directory."));
+                .hint("name a directory of its own."));
         }
         // A symlink stays, and what it points to is replaced.
-        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        let dir = match fs::canonicalize(&dir) {
+            Ok(real) if real.is_dir() => real,
+            Err(_) if fs::symlink_metadata(&dir).is_err() => dir,
+            _ => {
+                let message = format!("{} is there, and is neither a directory nor a link to one", dir.display());
+                return Err(Error::new(ErrorKind::Refused, message).hint("remove it, or restore elsewhere with --to."));
+            }
+        };
         refuse_running(&dir)?;
         let occupied = !data_entries(&dir)?.is_empty();
         if occupied && !replace {
@@ -78,20 +95,46 @@ impl Place {
         }
         let mounted = is_mount_point(&dir);
         let staging = if mounted { dir.join(".backstay-restore") } else { aside(&dir, ".backstay-restore") };
-        Ok(Self { dir, staging, mounted, occupied })
+        Ok(Self { dir, staging, mounted, occupied, lock: None })
     }
 
     /// Makes the staging directory, without what an interrupted restore left in it.
-    pub(super) fn prepare(&self, owner: Owner) -> Result<()> {
-        match fs::remove_dir_all(&self.staging) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(self.fail(e, "could not clear")),
-            _ => {}
+    ///
+    /// # Errors
+    /// `Busy` when another restore into the same place is under way.
+    pub(super) fn prepare(&mut self, owner: Owner) -> Result<()> {
+        self.lock = None;
+        if self.staging.symlink_metadata().is_ok() {
+            // Held until the directory is gone: nobody else clears or uses it meanwhile.
+            let _old = self.lock_staging()?;
+            fs::remove_dir_all(&self.staging).map_err(|e| self.fail(e, "could not clear"))?;
         }
         if let Some(parent) = self.staging.parent() {
             fs::create_dir_all(parent).map_err(|e| self.fail(e, "could not make the parent of"))?;
         }
-        fs::DirBuilder::new().mode(0o700).create(&self.staging).map_err(|e| self.fail(e, "could not make"))?;
+        fs::DirBuilder::new().mode(0o700).create(&self.staging).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => self.busy(),
+            _ => self.fail(e, "could not make"),
+        })?;
+        self.lock = Some(self.lock_staging()?);
         give(&self.staging, owner)
+    }
+
+    fn lock_staging(&self) -> Result<Flock<fs::File>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+            .open(&self.staging)
+            .map_err(|e| self.fail(e, "could not open"))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            nix::errno::Errno::EWOULDBLOCK => self.busy(),
+            e => self.fail(e.into(), "could not lock"),
+        })
+    }
+
+    fn busy(&self) -> Error {
+        Error::new(ErrorKind::Busy, format!("another restore into {} is under way", self.dir.display()))
+            .hint("wait for it to end, or stop it; or restore into another directory with --to.")
     }
 
     /// Removes the staging directory.
@@ -203,8 +246,14 @@ pub(super) fn give(path: &Path, owner: Owner) -> Result<()> {
         .map_err(|e| Error::io(e, format!("could not change the owner of {}", path.display())))
 }
 
-/// Refuses a directory in which a server runs.
+/// Refuses a directory in which a server runs, or that is a tablespace of one.
 fn refuse_running(dir: &Path) -> Result<()> {
+    if let Some((pid, data)) = server_with_tablespace(dir) {
+        let message =
+            format!("the server that runs in {} (process {pid}) has a tablespace in {}", data.display(), dir.display());
+        return Err(Error::new(ErrorKind::Refused, message)
+            .hint("stop it first, or put the tablespace into another directory with --map OLD=NEW."));
+    }
     let Ok(text) = fs::read_to_string(dir.join("postmaster.pid")) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).filter(|n| *n > 0) else {
         return Ok(());
@@ -218,6 +267,25 @@ fn refuse_running(dir: &Path) -> Result<()> {
     }
     Err(Error::new(ErrorKind::Refused, format!("a server runs in {} (process {pid})", dir.display()))
         .hint("stop it first, or restore into another directory with --to."))
+}
+
+/// A server of this host that reaches `dir` by one of its tablespaces' links. Every process of a server has the data
+/// directory as its working directory.
+fn server_with_tablespace(dir: &Path) -> Option<(i32, PathBuf)> {
+    let mut seen = BTreeSet::new();
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let Ok(data) = fs::read_link(entry.path().join("cwd")) else { continue };
+        if !matches!(comm.trim(), "postgres" | "postmaster") || !seen.insert(data.clone()) {
+            continue;
+        }
+        let mut links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
+        if links.any(|link| fs::canonicalize(link.path()).is_ok_and(|to| to == dir)) {
+            return Some((pid, data));
+        }
+    }
+    None
 }
 
 /// Who owns restored files: as asked, else the present owner of the target, else `postgres` for root, else oneself.
@@ -288,6 +356,10 @@ mod tests {
             }
             place.prepare(me()).unwrap();
             fs::write(place.staging.join("interrupted"), "").unwrap();
+            let mut second = Place { lock: None, dir: place.dir.clone(), staging: place.staging.clone(), ..place };
+            let err = second.prepare(me()).unwrap_err();
+            let said = format!("another restore into {} is under way", dir.display());
+            assert_eq!((err.kind, err.message), (ErrorKind::Busy, said));
             place.prepare(me()).unwrap();
             fs::write(place.staging.join("new"), "").unwrap();
             assert!(dir.join("old").exists());
@@ -308,14 +380,30 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("data");
         fs::create_dir(&dir).unwrap();
-        let place = Place::look(&dir, false).unwrap();
+        let mut place = Place::look(&dir, false).unwrap();
         place.prepare(me()).unwrap();
         assert_eq!(place.take_over("1").unwrap(), None);
         assert_eq!(names(parent.path()), ["data"]);
-        let place = Place::look(&dir, false).unwrap();
+        let mut place = Place::look(&dir, false).unwrap();
         place.prepare(me()).unwrap();
         fs::write(dir.join("someone"), "").unwrap();
         assert_eq!(place.take_over("1").unwrap_err().kind, ErrorKind::Refused);
+    }
+
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        for replace in [false, true] {
+            let err = Place::look(&path, replace).unwrap_err();
+            assert_eq!(err.kind, ErrorKind::Refused);
+            assert!(err.message.ends_with("is there, and is neither a directory nor a link to one"), "{}", err.message);
+        }
+        fs::create_dir(parent.path().join("nowhere")).unwrap();
+        assert_eq!(Place::look(&path, false).unwrap().dir, parent.path().join("nowhere"));
+        assert_eq!(Place::look(Path::new("/"), true).unwrap_err().kind, ErrorKind::Usage);
+        assert!(Place::look(Path::new("relative"), false).unwrap().dir.is_absolute());
     }
 
     #[test]

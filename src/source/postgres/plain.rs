@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Postgres;
 use super::connect::complaint;
 use super::inventory;
+use super::relations::{Relation, Relations, Superuser};
 use super::server::{Server, Size, Tablespace};
 use super::tar_scan::TarScan;
 use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
@@ -28,6 +29,8 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 enum Item<'a> {
     Database(&'a Size),
     Tablespace(&'a Tablespace),
+    Superuser(&'a Superuser),
+    Relation(&'a Relation),
 }
 
 impl Postgres {
@@ -46,11 +49,12 @@ impl Postgres {
         spec.estimated_bytes = Some(server.bytes()).filter(|n| *n > 0);
         let writer = sink.open(spec).await?;
         let mut scan = TarScan::new(LABEL);
+        let before = self.relations(cx, &server).await;
         let program = self.basebackup()?.args(["-D", "-"]);
         let (ended, bytes, writer) = program.stream_into(&cx.cancel, writer, |chunk| scan.feed(chunk)).await?;
         let suspect = judge_copy(&ended, scan.ends_with("backup_manifest"))?;
         writer.finish().await?;
-        self.captured(cx, sink, server, Copied { suspect, files: scan.files, bytes, label: scan.kept }).await
+        self.captured(cx, sink, server, Copied { suspect, files: scan.files, bytes, label: scan.kept, before }).await
     }
 
     /// The rest of a `plain` backup: configuration, inventory, and what goes into the manifest.
@@ -80,14 +84,19 @@ impl Postgres {
                 }
             }
         }
-        let tablespaces = server.outside().map(Item::Tablespace);
-        let items: Vec<Item<'_>> = server.databases.iter().map(Item::Database).chain(tablespaces).collect();
+        let seen = copied.before.in_both(self.relations(cx, &server).await);
+        let mut items: Vec<Item<'_>> = server.databases.iter().map(Item::Database).collect();
+        items.extend(server.outside().map(Item::Tablespace));
+        items.extend(seen.superuser.iter().map(Item::Superuser));
+        items.extend(seen.relations.iter().map(Item::Relation));
         inventory::store(sink, &items).await?;
         let label =
             copied.label.get("backup_label").map(|l| String::from_utf8_lossy(l).into_owned()).unwrap_or_default();
         attributes
             .insert("from_standby".into(), (server.in_recovery || label.contains("BACKUP FROM: standby")).to_string());
-        let counts = [("databases", server.databases.len() as u64), ("files", copied.files), ("bytes", copied.bytes)];
+        let mut counts =
+            vec![("databases", server.databases.len() as u64), ("files", copied.files), ("bytes", copied.bytes)];
+        counts.extend((!seen.relations.is_empty()).then_some(("relations", seen.relations.len() as u64)));
         Ok(Captured {
             consistency: Consistency::CrashConsistent,
             server_version: Some(server.version.clone()),
@@ -129,6 +138,8 @@ pub(super) struct Copied {
     pub(super) files: u64,
     pub(super) bytes: u64,
     pub(super) label: BTreeMap<String, Vec<u8>>,
+    /// The relations before the copy.
+    pub(super) before: Relations,
 }
 
 /// Whether the copy is whole: reasons to suspect it, or an error when it is not.

@@ -1,5 +1,7 @@
 //! Restores databases, each under a temporary name that is changed when it is whole.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::Postgres;
@@ -8,6 +10,11 @@ use super::inventory::{self, Line};
 use super::restore_dump::{feed, is_known_role, judge_psql, refuse_directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Context, PointReader, RestoreRequest, Restored};
+
+/// How long sessions of a database that is to be renamed may take to end.
+const SESSIONS_END: Duration = Duration::from_secs(5);
+/// Time between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// One database of the point, and the name that it is to have.
 struct Wanted<'a> {
@@ -58,7 +65,7 @@ impl Postgres {
         }
         notes.push("run ANALYZE: a dump has no statistics".into());
         Ok(Restored {
-            target: self.config.host.clone().unwrap_or_else(|| "the local server".into()),
+            target: self.server_name(),
             counts: ["databases", "tables", "rows"].map(str::to_owned).into_iter().zip(counts).collect(),
             old_data: None,
             notes,
@@ -72,26 +79,38 @@ impl Postgres {
 
     /// Whether a database has this name; refuses it unless it may be replaced or is empty, or when it is in use.
     async fn require_free(&self, cx: &Context, name: &str, replace: bool) -> Result<bool> {
+        let maintenance = self.maintenance(name).to_owned();
+        if self.present(cx, &maintenance, name).await?.is_none() {
+            return Ok(false);
+        }
+        if !replace && !self.is_empty(cx, name).await? {
+            return Err(Error::new(ErrorKind::Refused, format!("database {name:?} exists")).hint(
+                "restore it beside the old one with --as, or allow --replace: the old one is renamed and kept.",
+            ));
+        }
+        // The session of a client that has just gone is still listed for a moment: wait as the server itself does.
+        let until = tokio::time::Instant::now() + SESSIONS_END;
+        loop {
+            let sessions = self.present(cx, &maintenance, name).await?.map_or(0, |p| p.sessions);
+            if sessions == 0 {
+                return Ok(true);
+            }
+            if tokio::time::Instant::now() >= until {
+                let message = format!("database {name:?} is in use: {sessions} session(s) are connected to it");
+                return Err(Error::new(ErrorKind::Refused, message)
+                    .hint("stop its clients first: it cannot be renamed while it is in use."));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn present(&self, cx: &Context, maintenance: &str, name: &str) -> Result<Option<Present>> {
         let query = format!(
             "select coalesce((select json_build_object('sessions', (select count(*) from pg_stat_activity a
              where a.datid = d.oid and a.backend_type = 'client backend' and a.pid <> pg_backend_pid())) from pg_database d where d.datname = {}), 'null')",
             literal(name)
         );
-        let maintenance = self.maintenance(name).to_owned();
-        let Some(present) = self.query::<Option<Present>>(cx, &maintenance, &query).await? else { return Ok(false) };
-        if !replace && !self.is_empty(cx, name).await? {
-            return Err(Error::new(ErrorKind::Refused, format!("database {name:?} exists")).hint(
-                "restore it beside the old one with --rename, or allow --replace: the old one is renamed and kept.",
-            ));
-        }
-        if present.sessions > 0 {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!("{} session(s) use database {name:?}", present.sessions),
-            )
-            .hint("stop its clients first: it cannot be renamed while it is in use."));
-        }
-        Ok(true)
+        self.query(cx, maintenance, &query).await
     }
 
     async fn is_empty(&self, cx: &Context, database: &str) -> Result<bool> {
@@ -120,7 +139,7 @@ impl Postgres {
             return Ok(());
         }
         let reader = point.open(super::find(point, "globals.sql")?).await?;
-        let ended = feed(cx, self.script(&self.config.database)?, reader).await?;
+        let ended = feed(cx, self.script(cx, &self.config.database).await?, reader).await?;
         let tablespace = |l: &str| l.contains("ERROR:  tablespace \"") && l.ends_with("already exists");
         judge_psql(&ended, |line| is_known_role(line) || tablespace(line))
             .map_err(|e| e.within("could not restore the globals"))

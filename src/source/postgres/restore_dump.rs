@@ -1,5 +1,6 @@
 //! Restores a dump of a whole cluster through `psql`.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,6 +24,10 @@ const OCCUPANTS: &str = "select coalesce(json_agg(what), '[]') from (
  union all select 'table ' || c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
    where c.oid >= 16384 and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and n.nspname !~ '^pg_'
    and n.nspname <> 'information_schema' and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')) x";
+
+/// Whether the role is a superuser, and the language of the server's messages.
+const LANGUAGE: &str =
+    "select json_build_array(current_setting('is_superuser') = 'on', current_setting('lc_messages'))";
 
 /// Feeds an artefact to a program's stdin, while its stdout is thrown away. When the program stops reading, the
 /// artefact is still read to its end, because only that proves its digests.
@@ -98,9 +103,20 @@ pub(super) fn is_known_role(line: &str) -> bool {
 }
 
 impl Postgres {
-    /// `psql` that reads a script and goes on after errors.
-    pub(super) fn script(&self, database: &str) -> Result<Program> {
-        Ok(self.psql(database)?.args(["-v", "ON_ERROR_STOP=0", "-v", "VERBOSITY=default", "-f", "-"]))
+    /// `psql` that reads a script and goes on after errors. [`judge_psql`] must understand the server, which speaks
+    /// the language that it is configured for; only a superuser may choose another.
+    pub(super) async fn script(&self, cx: &Context, database: &str) -> Result<Program> {
+        let program = self.psql(database)?.args(["-v", "ON_ERROR_STOP=0", "-v", "VERBOSITY=default", "-f", "-"]);
+        let (superuser, language): (bool, String) = self.query(cx, database, LANGUAGE).await?;
+        if superuser {
+            return Ok(program.env("PGOPTIONS", "-c lc_messages=C"));
+        }
+        if ["", "C", "POSIX"].contains(&language.as_str()) || language.starts_with("en") {
+            return Ok(program);
+        }
+        let message = format!("the server's messages are in another language than English ({language})");
+        Err(Error::new(ErrorKind::Refused, message)
+            .hint("restore as a superuser, or set lc_messages = 'C' on the server: errors could be missed."))
     }
 
     /// What is in the cluster besides what `initdb` made.
@@ -129,10 +145,25 @@ impl Postgres {
             return Err(Error::new(ErrorKind::Refused, format!("the cluster is not empty: {some}"))
                 .hint("a dump goes only into an empty cluster: make one with initdb or pg_createcluster, and name it in the configuration."));
         }
-        let lines = inventory::load(point).await?;
+        self.apply_dump(cx, point).await?;
+        Ok(Restored {
+            target: self.server_name(),
+            counts: self.compare_dump(cx, point).await?,
+            old_data: None,
+            notes: vec!["run ANALYZE: a dump has no statistics".into()],
+        })
+    }
+
+    /// Runs the SQL of a dump.
+    pub(super) async fn apply_dump(&self, cx: &Context, point: &PointReader) -> Result<()> {
         let reader = point.open(super::find(point, "all.sql")?).await?;
-        let ended = feed(cx, self.script(&self.config.database)?, reader).await?;
-        judge_psql(&ended, is_known_role)?;
+        let ended = feed(cx, self.script(cx, &self.config.database).await?, reader).await?;
+        judge_psql(&ended, is_known_role)
+    }
+
+    /// Counts the rows of every table of a dump that was run, and compares them with the captured ones.
+    pub(super) async fn compare_dump(&self, cx: &Context, point: &PointReader) -> Result<BTreeMap<String, u64>> {
+        let lines = inventory::load(point).await?;
         let (mut rows, mut databases) = (0, 0);
         for database in lines.iter().filter(|l| l.table.is_none()) {
             let tables: Vec<&Line> = lines.iter().filter(|l| l.database == database.database).collect();
@@ -140,12 +171,7 @@ impl Postgres {
             databases += 1;
         }
         let tables = lines.iter().filter(|l| l.table.is_some()).count() as u64;
-        Ok(Restored {
-            target: self.config.host.clone().unwrap_or_else(|| "the local server".into()),
-            counts: [("databases".to_owned(), databases), ("tables".into(), tables), ("rows".into(), rows)].into(),
-            old_data: None,
-            notes: vec!["run ANALYZE: a dump has no statistics".into()],
-        })
+        Ok([("databases".to_owned(), databases), ("tables".into(), tables), ("rows".into(), rows)].into())
     }
 }
 

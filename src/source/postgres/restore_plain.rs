@@ -44,7 +44,7 @@ impl Postgres {
         let target = target.or(attribute("data_directory").map(PathBuf::from)).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "it is not known where the data directory is").hint("name it with --to.")
         })?;
-        let place = Place::look(&target, request.replace)?;
+        let mut place = Place::look(&target, request.replace)?;
         let owner = owner(request.owner.as_deref(), &place.dir)?;
         let stamp = cx.clock.now().format("%Y%m%d%H%M%S").to_string();
         let staged = point.manifest.artefacts.iter().any(|a| a.plain_name() == "base.tar");
@@ -113,7 +113,7 @@ impl Postgres {
         let Ok(artefact) = super::find(point, "config.tar") else { return Ok(()) };
         let mut name = dir.file_name().unwrap_or_default().to_owned();
         name.push(format!(".config-{}", cx.clock.now().format("%Y%m%d%H%M%S")));
-        let place = Place::look(&dir.with_file_name(name), false)?;
+        let mut place = Place::look(&dir.with_file_name(name), false)?;
         place.prepare(owner)?;
         let into = place.staging.clone();
         blocking(point.open(artefact).await?, &cx.cancel, move |from| extract(from, &into, owner)).await?;
@@ -161,7 +161,7 @@ async fn extract_all(
     let staging = parts[0].place.staging.clone();
     for (oid, dir) in relocate(&staging, &request.map)? {
         let artefact = super::find(point, &format!("{oid}.tar"))?.clone();
-        let place = Place::look(&dir, request.replace)?;
+        let mut place = Place::look(&dir, request.replace)?;
         require_space(&place.staging, artefact.plain_bytes)?;
         place.prepare(owner)?;
         parts.push(Part { artefact, place });

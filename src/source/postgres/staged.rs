@@ -64,13 +64,14 @@ impl Postgres {
         server: Server,
         dir: &Path,
     ) -> Result<Captured> {
+        let before = self.relations(cx, &server).await;
         let (_, ended) = self.basebackup()?.arg("-D").arg(dir).collect(&cx.cancel, 1 << 20).await?;
         // With damaged pages the program ends before it gives the manifest its final name.
         let names = [MANIFEST.to_owned(), format!("{MANIFEST}.tmp")];
         let manifest = names.iter().map(|n| dir.join(n)).find(|p| p.is_file());
         let suspect = judge_copy(&ended, manifest.is_some())?;
         let manifest = manifest.ok_or_else(|| Error::new(ErrorKind::Internal, "the backup manifest vanished"))?;
-        let mut copied = Copied { suspect, files: 0, bytes: 0, label: Default::default() };
+        let mut copied = Copied { suspect, files: 0, bytes: 0, label: Default::default(), before };
         let parts = server.outside().map(|t| t.oid.to_string());
         for part in std::iter::once("base".to_owned()).chain(parts.collect::<Vec<_>>()) {
             let mut scan = TarScan::new(LABEL);

@@ -9,21 +9,97 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use nix::sys::time::TimeSpec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Bytes;
 
 const INSIDE: &str = ".backstay-partial-";
+/// The same, once its entries are being moved up.
+const MOVING: &str = ".backstay-moving-";
+const OLD: &str = ".old-";
+/// When a restore began, in the names of its folders.
+const STAMP: &str = "%Y%m%dT%H%M%SZ";
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Whether a name in the root directory is that of an unfinished restore.
-pub(super) fn is_partial(name: &[u8]) -> bool {
-    name.starts_with(INSIDE.as_bytes())
+/// Whether an entry of the root directory was made by a restore: an unfinished one, or old data that was moved aside.
+pub fn is_own(name: &[u8]) -> bool {
+    [INSIDE, MOVING, OLD].iter().any(|start| name.strip_prefix(start.as_bytes()).is_some_and(is_stamp))
+}
+
+/// What [`STAMP`] gives.
+fn is_stamp(text: &[u8]) -> bool {
+    let shape = b"00000000T000000Z";
+    let fits = |(b, s): (&u8, &u8)| if *s == b'0' { b.is_ascii_digit() } else { b == s };
+    text.len() == shape.len() && text.iter().zip(shape).all(fits)
+}
+
+/// Folders that restores into `target`, killed before their end, have left in it or beside it.
+pub fn leftovers(target: &Path) -> io::Result<Vec<PathBuf>> {
+    let beside = target.file_name().map(beside);
+    let mut found = Vec::new();
+    let mut look = |dir: &Path, start: &OsStr| -> io::Result<()> {
+        let names = match entries(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            names => names?,
+        };
+        let ours = |name: &&OsString| name.as_bytes().strip_prefix(start.as_bytes()).is_some_and(is_stamp);
+        for path in names.iter().filter(ours).map(|name| dir.join(name)) {
+            let meta = fs::symlink_metadata(&path)?;
+            if meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw() && take(&path)?.is_some() {
+                found.push(path);
+            }
+        }
+        Ok(())
+    };
+    if target.is_dir() {
+        look(target, INSIDE.as_ref())?;
+        look(target, MOVING.as_ref())?;
+    }
+    if let (Some(parent), Some(start)) = (target.parent(), beside) {
+        look(parent, &start)?;
+    }
+    Ok(found)
+}
+
+/// Refuses a directory in which a restore was killed between its first and its last move: nothing there is whole.
+pub fn refuse_half_moved(dir: &Path) -> Result<()> {
+    let names = entries(dir).map_err(|e| Error::io(e, format!("could not list {}", dir.display())))?;
+    let Some((name, stamp)) = names.iter().find_map(|name| {
+        let stamp = name.as_bytes().strip_prefix(MOVING.as_bytes()).filter(|stamp| is_stamp(stamp))?;
+        Some((name, String::from_utf8_lossy(stamp)))
+    }) else {
+        return Ok(());
+    };
+    let message = format!("a restore was killed while it moved files into place in {}", dir.display());
+    let (new, old) = (dir.join(name), dir.join(format!("{OLD}{stamp}")));
+    let hint = if old.is_dir() {
+        format!(
+            "restore again with `--replace`; the old data is at {}, the rest of the new at {}.",
+            old.display(),
+            new.display()
+        )
+    } else {
+        format!("restore again with `--replace`; the rest of the new data is at {}.", new.display())
+    };
+    Err(Error::new(ErrorKind::Failed, message).hint(hint))
+}
+
+/// First part of the name of the folder beside a target.
+fn beside(name: &OsStr) -> OsString {
+    [OsStr::new("."), name, OsStr::new(INSIDE)].join(OsStr::new(""))
+}
+
+/// The folder, held as long as the handle lives: a restore that is under way is not taken for one that was killed.
+/// `None` if another process holds it, or the file system cannot tell.
+fn take(path: &Path) -> io::Result<Option<fs::File>> {
+    let dir = fs::File::open(path)?;
+    Ok(dir.try_lock().is_ok().then_some(dir))
 }
 
 /// Whether a directory is the root of a mounted file system, or a bind mount.
-pub(super) fn is_mount(path: &Path) -> io::Result<bool> {
+pub fn is_mount(path: &Path) -> io::Result<bool> {
     let Some(parent) = path.parent() else { return Ok(true) };
     if fs::metadata(path)?.dev() != fs::metadata(parent)?.dev() {
         return Ok(true);
@@ -52,13 +128,16 @@ fn unescape(text: &[u8]) -> OsString {
 
 /// A target in the making. Dropping it before [`Place::settle`] removes what was extracted.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     target: PathBuf,
     /// Where to extract.
-    pub(super) partial: PathBuf,
+    pub partial: PathBuf,
     stamp: String,
     shape: Shape,
     settled: bool,
+    /// Leftovers of restores that were killed, removed now.
+    pub removed: Vec<PathBuf>,
+    _held: Option<fs::File>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +151,7 @@ enum Shape {
 
 impl Place {
     /// Looks at the target, refuses what would destroy something, and makes the folder to extract into.
-    pub(super) fn prepare(target: &Path, replace: bool, stamp: String) -> Result<Self> {
+    pub fn prepare(target: &Path, replace: bool, now: DateTime<Utc>) -> Result<Self> {
         let failed = |e| Error::io(e, format!("could not prepare {}", target.display()));
         let absolute = std::path::absolute(target).map_err(failed)?;
         let (target, shape) = match absolute.canonicalize() {
@@ -86,20 +165,22 @@ impl Place {
             Err(e) => return Err(failed(e)),
         };
         let name = target.file_name().ok_or_else(|| Error::new(ErrorKind::Refused, "cannot restore over /"))?;
-        let partial = if shape == Shape::Inside {
-            target.join(format!("{INSIDE}{stamp}"))
-        } else {
-            target.with_file_name([OsStr::new("."), name, OsStr::new(INSIDE), OsStr::new(&stamp)].join(OsStr::new("")))
-        };
+        let removed = leftovers(&target).map_err(failed)?;
+        for path in &removed {
+            let failed = |e| Error::io(e, format!("could not remove {}, left by a killed restore", path.display()));
+            fs::remove_dir_all(path).map_err(failed)?;
+        }
+        let (stamp, partial) = free_names(&target, name, shape, now);
         if let Some(parent) = partial.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         fs::DirBuilder::new().mode(0o700).create(&partial).map_err(failed)?;
-        Ok(Self { target, partial, stamp, shape, settled: false })
+        let held = take(&partial).map_err(failed)?;
+        Ok(Self { target, partial, stamp, shape, settled: false, removed, _held: held })
     }
 
     /// Refuses to begin what cannot end for lack of space.
-    pub(super) fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
+    pub fn check_space(&self, bytes: u64, files: u64) -> Result<()> {
         let asked = nix::sys::statvfs::statvfs(&self.partial);
         let stat = asked.map_err(|e| Error::io(e.into(), format!("could not look at {}", self.partial.display())))?;
         // On average, half of the last block of each file is lost.
@@ -119,7 +200,7 @@ impl Place {
     }
 
     /// Puts what was extracted in place; returns where it lies and where the old data lies.
-    pub(super) fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
+    pub fn settle(mut self) -> Result<(PathBuf, Option<PathBuf>)> {
         let failed = |e| Error::io(e, format!("could not put the restored data in place at {}", self.target.display()));
         let dir = fs::File::open(&self.partial).map_err(failed)?;
         nix::unistd::syncfs(dir.as_fd()).map_err(|e| failed(e.into()))?;
@@ -138,7 +219,12 @@ impl Place {
                 }
                 Some(old)
             }
-            Shape::Inside => self.move_up(&dir).map_err(failed)?,
+            Shape::Inside => {
+                let moving = self.target.join(format!("{MOVING}{}", self.stamp));
+                fs::rename(&self.partial, &moving).map_err(failed)?;
+                self.partial = moving;
+                self.move_up(&dir).map_err(failed)?
+            }
         };
         self.settled = true;
         if let Some(parent) = self.target.parent().and_then(|p| fs::File::open(p).ok()) {
@@ -148,7 +234,7 @@ impl Place {
     }
 
     fn old_name(&self, name: &OsStr) -> OsString {
-        [name, OsStr::new(".old-"), OsStr::new(&self.stamp)].join(OsStr::new(""))
+        [name, OsStr::new(OLD), OsStr::new(&self.stamp)].join(OsStr::new(""))
     }
 
     fn move_up(&self, partial: &fs::File) -> io::Result<Option<PathBuf>> {
@@ -164,7 +250,7 @@ impl Place {
         // Before anything moves out of it: that changes its time.
         let stat = nix::sys::stat::fstat(partial)?;
         let present = entries(&self.target)?;
-        let kept = |name: &OsString| name == LOST_AND_FOUND || self.partial.file_name() == Some(name);
+        let kept = |name: &OsString| name == LOST_AND_FOUND || is_own(name.as_bytes());
         let movable: Vec<OsString> = present.into_iter().filter(|name| !kept(name)).collect();
         let old = self.target.join(self.old_name(OsStr::new("")));
         if !movable.is_empty() {
@@ -202,6 +288,26 @@ impl Drop for Place {
     }
 }
 
+/// The time that names the folders of this restore, and the folder to extract into: of several restores within one
+/// second, each later one takes the next free second.
+fn free_names(target: &Path, name: &OsStr, shape: Shape, now: DateTime<Utc>) -> (String, PathBuf) {
+    let mut at = now;
+    loop {
+        let stamp = at.format(STAMP).to_string();
+        let with = |start: &OsStr| [start, OsStr::new(&stamp)].join(OsStr::new(""));
+        let (partial, old) = if shape == Shape::Inside {
+            (target.join(with(INSIDE.as_ref())), target.join(with(OLD.as_ref())))
+        } else {
+            let old = [name, OsStr::new(OLD)].join(OsStr::new(""));
+            (target.with_file_name(with(&beside(name))), target.with_file_name(with(&old)))
+        };
+        if [&partial, &old].iter().all(|path| fs::symlink_metadata(path).is_err()) {
+            return (stamp, partial);
+        }
+        at += TimeDelta::seconds(1);
+    }
+}
+
 fn shape_of(target: &Path, replace: bool) -> Result<Shape> {
     let failed = |e| Error::io(e, format!("could not look at {}", target.display()));
     if !target.is_dir() {
@@ -210,7 +316,7 @@ fn shape_of(target: &Path, replace: bool) -> Result<Shape> {
     }
     let mount = is_mount(target).map_err(failed)?;
     let names = entries(target).map_err(failed)?;
-    let empty = names.iter().all(|name| (mount && name == LOST_AND_FOUND) || is_partial(name.as_bytes()));
+    let empty = names.iter().all(|name| (mount && name == LOST_AND_FOUND) || is_own(name.as_bytes()));
     if !empty && !replace {
         return Err(Error::new(ErrorKind::Refused, format!("{} is not empty", target.display()))
             .hint("restore elsewhere with `--to`, or move the old data aside with `--replace`."));

@@ -1,0 +1,12 @@
+//! The `couchdb` source: data directories of real nodes, out and back, and everything that can be wrong with them.
+
+#![allow(clippy::disallowed_methods, reason = "the tests run tar and zstd")]
+
+mod capture;
+mod data;
+mod fake;
+mod faults;
+mod maps;
+mod node;
+mod real;
+mod restore;

@@ -1,0 +1,123 @@
+//! Drills of PostgreSQL that are stopped or killed in each phase: no server and no directory is left by the next one.
+
+#![allow(clippy::disallowed_methods, reason = "the program is run as users run it")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::backstay;
+use crate::common::fake::{ended, until};
+use crate::common::postgres::{Server, bin, fake_tool, server_dir};
+
+/// A server with a point of it, and programs that hold where a test wants.
+struct Held {
+    dir: tempfile::TempDir,
+    server: Server,
+}
+
+impl Held {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let server = Server::start();
+        server.sql("postgres", "create table t as select generate_series(1, 1000) as n");
+        let made = Self { dir, server };
+        made.configure(Path::new(bin()));
+        ended(made.spawn(&["backup"])).ok();
+        made
+    }
+    fn configure(&self, bin: &Path) {
+        server_dir(&self.path("scratch"));
+        let (root, socket) = (self.dir.path().display(), self.server.dir.path().display());
+        let text = format!(
+            "host: h1\nstate_dir: {root}/state\nservices:\n  pg:\n    postgres: {{method: plain, host: {socket}, \
+             port: 5432, username: postgres, bin_dir: {}}}\n    backup_dir: {root}/local\n    keep: {{daily: 7}}\n\
+             drill: {{scratch_dir: {root}/scratch}}\n",
+            bin.display()
+        );
+        std::fs::write(self.path("backstay.yml"), text).unwrap();
+    }
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+    fn spawn(&self, args: &[&str]) -> std::process::Child {
+        let config = self.path("backstay.yml");
+        let mut all = vec!["--config", config.to_str().unwrap()];
+        all.extend(args);
+        backstay(&all).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+    /// The only folder below the scratch directory, if there is one.
+    fn scratch(&self) -> Option<PathBuf> {
+        std::fs::read_dir(self.path("scratch")).unwrap().flatten().map(|e| e.path()).next()
+    }
+    fn processes(&self) -> usize {
+        let all = std::fs::read_dir("/proc").unwrap().flatten().map(|e| e.path().join("cwd"));
+        all.filter_map(|cwd| std::fs::read_link(cwd).ok()).filter(|cwd| cwd.starts_with(self.path("scratch"))).count()
+    }
+    /// Starts a drill and waits until `tool` holds.
+    fn hold(&self, tool: &str) -> std::process::Child {
+        let mark = server_dir(&self.path("marks")).join(tool);
+        let script = format!("touch {}; exec sleep 600", mark.display());
+        let tools = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(tools.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let bin = fake_tool(tools.path(), tool, &script);
+        self.configure(&bin);
+        let child = self.spawn(&["drill"]);
+        until("the drill holds", || mark.exists());
+        drop(tools);
+        self.configure(Path::new(crate::common::postgres::bin()));
+        child
+    }
+}
+
+fn send(child: &std::process::Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+}
+
+#[test]
+fn after_kill_9_in_each_phase_the_next_drill_clears_up() {
+    let d = Held::new();
+    for tool in ["pg_verifybackup", "pg_controldata", "psql", "pg_dumpall"] {
+        let child = d.hold(tool);
+        let left = d.scratch().expect("a copy of production's data");
+        assert!(left.join("data/PG_VERSION").exists(), "{tool}");
+        send(&child, Signal::SIGKILL);
+        assert_eq!(ended(child).code, -1);
+        assert!(d.processes() > 0, "{tool}: whatever ran still runs");
+        let said = ended(d.spawn(&["drill"])).ok();
+        assert!(said.contains(": proven from local in "), "{said}");
+        assert_eq!((d.scratch(), d.processes()), (None, 0), "{tool}");
+    }
+}
+
+#[test]
+fn a_signal_leaves_neither_server_nor_directory() {
+    let d = Held::new();
+    for (tool, signal, code) in [("pg_verifybackup", Signal::SIGINT, 130), ("pg_dumpall", Signal::SIGTERM, 143)] {
+        let child = d.hold(tool);
+        send(&child, signal);
+        let ran = ended(child);
+        assert_eq!(ran.code, code, "{ran:#?}");
+        assert!(ran.stderr.contains("stopped"), "{ran:#?}");
+        assert_eq!((d.scratch(), d.processes()), (None, 0), "{tool}");
+        let records = d.path("state/services/pg/drills");
+        assert_eq!(std::fs::read_dir(records).into_iter().flatten().count(), 0, "nothing was found out");
+    }
+}
+
+#[test]
+fn the_data_directory_that_was_captured_is_production_too() {
+    let d = Held::new();
+    let inside = server_dir(&d.server.data.join("scratch"));
+    let text = std::fs::read_to_string(d.path("backstay.yml")).unwrap();
+    let text = text.replace(&d.path("scratch").display().to_string(), &inside.display().to_string());
+    std::fs::write(d.path("backstay.yml"), text).unwrap();
+    let ran = ended(d.spawn(&["drill"]));
+    assert_eq!(ran.code, 73, "{ran:#?}");
+    assert!(ran.stderr.contains("the scratch directory") && ran.stderr.contains("lies in"), "{ran:#?}");
+    assert_eq!(std::fs::read_dir(inside).unwrap().count(), 0);
+}
