@@ -226,17 +226,25 @@ pub struct CheckS3Args {
 /// `backstay restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  backstay restore                                      what can be gone back to, and how old it is
+  backstay restore blobdb latest --plan                 what would happen, and how long it takes
+  backstay restore --all --plan                         everything, in the order in which it is to be done
   backstay restore blobdb latest --to /srv/restored
   backstay restore postgres latest --replace --start    over the old data, which is moved aside
   backstay restore postgres --at 2026-11-20T03:00:00Z --to /srv/pg
-  backstay restore postgres --database orders --as orders_old
+  backstay restore postgres latest --database orders --as orders_old
   backstay restore postgres latest --from offsite --host db2 --to /srv/pg")]
 pub struct RestoreArgs {
-    /// The service
-    pub service: String,
+    /// The service; without it, or without a point, the choices are shown and nothing is restored
+    pub service: Option<String>,
     /// The restore point's id, or `latest`
-    #[arg(default_value = "latest")]
-    pub point: String,
+    pub point: Option<String>,
+    /// Say what would happen, what it needs and how long it takes, and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// All services, blobs before the database that refers to them; only with `--plan`
+    #[arg(long, requires = "plan", conflicts_with_all = ["service", "to", "database"])]
+    pub all: bool,
     /// The newest complete point that was started at or before this time (RFC 3339)
     #[arg(long, value_name = "TIME", conflicts_with = "point", value_parser = parse_time)]
     pub at: Option<DateTime<Utc>>,

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod freshness;
+pub mod kit;
 pub mod layout;
 pub mod lock;
 pub mod manifest;

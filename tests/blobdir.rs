@@ -12,7 +12,7 @@ mod archive;
 mod drill;
 mod faults;
 mod memory;
-mod tree;
+pub(crate) mod tree;
 
 use std::fs;
 use std::path::Path;

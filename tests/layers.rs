@@ -37,6 +37,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("demo", 4),
     ("drill", 4),
     ("engine", 4),
+    ("kit", 4),
     ("lock", 4),
     ("prune", 4),
     ("restore", 4),

@@ -23,8 +23,8 @@ pub(crate) fn endpoint() -> &'static str {
     }
 }
 
-/// Makes a bucket.
-pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+/// A client with the gateway's keys.
+pub(crate) fn client() -> Client {
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -33,7 +33,12 @@ pub(crate) async fn make_bucket(name: &str, versioned: bool) {
         .endpoint_url(endpoint())
         .force_path_style(true)
         .build();
-    let client = Client::from_conf(config);
+    Client::from_conf(config)
+}
+
+/// Makes a bucket.
+pub(crate) async fn make_bucket(name: &str, versioned: bool) {
+    let client = client();
     client.create_bucket().bucket(name).send().await.expect("a new bucket");
     if versioned {
         let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
