@@ -19,6 +19,7 @@ pub mod list;
 pub mod man;
 pub mod progress;
 pub mod prune;
+pub mod report;
 pub mod restore;
 pub mod test_alert;
 pub mod verify;
@@ -115,6 +116,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Check or show the configuration
     Config(ConfigArgs),
+    /// Make a page that says what exists where, how old it is, why it is kept, and what is not covered
+    Report(ReportArgs),
     /// Send a test message to everyone who gets alarms
     TestAlert(TestAlertArgs),
     /// Print the completion script of a shell
@@ -412,6 +415,21 @@ pub struct ConfigCheckArgs {
     /// This file alone instead of the configured one; `-` reads standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
+}
+
+/// `backstay report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay report --output /srv/www/backups.html     one page of HTML that needs nothing else
+  backstay report postgres > postgres.html
+  backstay report --json | jq .services")]
+pub struct ReportArgs {
+    /// Services; all without it
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// Write the page to this file, which only its owner can read; standard output without it
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
 }
 
 /// `backstay test-alert`.

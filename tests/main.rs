@@ -25,6 +25,7 @@ mod pipeline;
 mod postgres;
 mod readme;
 mod recovery;
+mod report;
 mod retention;
 mod s3;
 mod scripts;
