@@ -35,6 +35,10 @@ pub struct Checked {
     pub freshness: Freshness,
     /// The last drill that went well took longer than is accepted.
     pub beyond_rto: bool,
+    /// How long ago that was.
+    pub proven_age_seconds: Option<i64>,
+    /// How long ago it may be.
+    pub max_drill_age_seconds: Option<u64>,
 }
 
 impl Checked {
@@ -100,6 +104,8 @@ impl Present {
 fn note_proof(checked: &mut Checked, proofs: &Proofs, limit: Option<Span>, there: &Present, now: DateTime<Utc>) {
     let there = |record: &Record| there.0.get(&record.destination).map(|ids| ids.contains(&record.id));
     let Some(verdict) = proof::judge(proofs, &checked.service, limit, &there, now) else { return };
+    checked.proven_age_seconds = verdict.age_seconds;
+    checked.max_drill_age_seconds = limit.map(Span::as_secs);
     checked.beyond_rto = proofs.last_proven().is_some_and(|r| r.is_beyond_rto());
     checked.freshness.add(freshness::Line {
         summary: verdict.summary,
@@ -131,12 +137,14 @@ async fn attested(
     Ok((catalogue, not_off_site))
 }
 
-fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
+/// The limits in force for a service.
+pub(crate) fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
     let config = engine.service(service)?;
     Ok(Cadence::CALENDAR.into_iter().filter_map(|c| Some((c, engine.config.max_age(config, c)?))).collect())
 }
 
-fn judge(
+/// Judges one service at one destination.
+pub(crate) fn judge(
     at: &Watched<'_>,
     catalogue: &Catalogue,
     not_off_site: &NotOffSite,
@@ -187,6 +195,8 @@ fn checked(at: &Watched<'_>, freshness: Freshness) -> Checked {
         destination: at.destination.to_owned(),
         freshness,
         beyond_rto: false,
+        proven_age_seconds: None,
+        max_drill_age_seconds: None,
     }
 }
 
@@ -327,6 +337,11 @@ pub fn nagios_line(checked: &[Checked]) -> String {
     };
     // A label stands for one series: hosts may have services of the same name.
     let several = checked.iter().any(|c| c.host != checked[0].host);
+    let drills = checked.iter().filter_map(|c| {
+        let limit = c.max_drill_age_seconds.map_or(String::new(), |s| s.to_string());
+        let host = if several { format!("{}_", c.host) } else { String::new() };
+        Some(format!("'{host}{}_drill_{}'={}s;;{limit}", c.service, c.destination, c.proven_age_seconds?.max(0)))
+    });
     let perf: Vec<String> = checked
         .iter()
         .flat_map(|c| {
@@ -340,6 +355,7 @@ pub fn nagios_line(checked: &[Checked]) -> String {
                 ))
             })
         })
+        .chain(drills)
         .collect();
     format!(
         "BACKSTAY {word} - {}{}",

@@ -19,6 +19,7 @@ pub mod list;
 pub mod man;
 pub mod progress;
 pub mod prune;
+pub mod report;
 pub mod restore;
 pub mod test_alert;
 pub mod verify;
@@ -115,6 +116,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Check or show the configuration
     Config(ConfigArgs),
+    /// Make a page that says what exists where, how old it is, why it is kept, and what is not covered
+    Report(ReportArgs),
     /// Send a test message to everyone who gets alarms
     TestAlert(TestAlertArgs),
     /// Print the completion script of a shell
@@ -226,19 +229,27 @@ pub struct CheckS3Args {
 /// `backstay restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  backstay restore                                      what can be gone back to, and how old it is
+  backstay restore blobdb latest --plan                 what would happen, and how long it takes
+  backstay restore --all --plan                         everything, in the order in which it is to be done
   backstay restore blobdb latest --to /srv/restored
   backstay restore postgres latest --replace --start    over the old data, which is moved aside
   backstay restore postgres --at 2026-11-20T03:00:00Z --to /srv/pg
-  backstay restore postgres --database orders --as orders_old
+  backstay restore postgres latest --database orders --as orders_old
   backstay restore postgres latest --from offsite --host db2 --to /srv/pg
   backstay restore search latest --index 'orders-*' --as 'restored-*'")]
 #[command(group(clap::ArgGroup::new("part").args(["database", "index"]).multiple(true)))]
 pub struct RestoreArgs {
-    /// The service
-    pub service: String,
+    /// The service; without it, or without a point, the choices are shown and nothing is restored
+    pub service: Option<String>,
     /// The restore point's id, or `latest`
-    #[arg(default_value = "latest")]
-    pub point: String,
+    pub point: Option<String>,
+    /// Say what would happen, what it needs and how long it takes, and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// All services, blobs before the database that refers to them; only with `--plan`
+    #[arg(long, requires = "plan", conflicts_with_all = ["service", "to", "database"])]
+    pub all: bool,
     /// The newest complete point that was started at or before this time (RFC 3339)
     #[arg(long, value_name = "TIME", conflicts_with = "point", value_parser = parse_time)]
     pub at: Option<DateTime<Utc>>,
@@ -432,6 +443,21 @@ pub struct ConfigCheckArgs {
     /// This file alone instead of the configured one; `-` reads standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
+}
+
+/// `backstay report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay report --output /srv/www/backups.html     one page of HTML that needs nothing else
+  backstay report postgres > postgres.html
+  backstay report --json | jq .services")]
+pub struct ReportArgs {
+    /// Services; all without it
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// Write the page to this file, which only its owner can read; standard output without it
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
 }
 
 /// `backstay test-alert`.

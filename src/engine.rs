@@ -142,6 +142,24 @@ impl Engine {
         self.config.services.get(service)?.look_with(repository).map(str::to_owned)
     }
 
+    /// Where a folder of a place lies, for a person: a directory, or a bucket and a folder in it.
+    pub fn address(&self, service: &str, place: &Place, folder: &str) -> String {
+        let name = place.name();
+        if name == LOCAL {
+            let dir = self.config.services.get(service).and_then(|s| s.backup_dir.clone()).unwrap_or_default();
+            return format!("the directory `{}` on the host", dir.join(folder).display());
+        }
+        let config = self.config.destinations.get(name);
+        if let Some(s3) = config.and_then(|d| d.s3.as_ref()) {
+            let at = s3.endpoint.as_ref().map(|e| format!(" at {e}")).unwrap_or_default();
+            return format!("{name}: the bucket `{}`{at}, folder `{folder}/`", s3.bucket);
+        }
+        match config.and_then(|d| d.local.as_ref()) {
+            Some(local) => format!("{name}: the directory `{}`", local.path.join(folder).display()),
+            None => format!("{name}: `{folder}/`"),
+        }
+    }
+
     /// The host whose points this installation makes.
     pub fn host(&self) -> Result<String> {
         self.config.host_name()

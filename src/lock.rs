@@ -39,7 +39,10 @@ impl Lock {
             Error::io(e, format!("could not open the lock {}", path.display()))
                 .hint("run as the service's user or as root; `state_dir` says where locks lie.")
         };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let make = |mode: u32, dir: &Path| std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+        // Each service's user must be able to enter what lies above its own directory.
+        dir.parent().map_or(Ok(()), |above| make(0o711, above)).map_err(failed)?;
+        make(0o700, dir).map_err(failed)?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)

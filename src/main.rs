@@ -96,6 +96,7 @@ async fn dispatch(app: &App, command: &Command) -> Result<()> {
         Command::Accept(args) => cli::accept::run(app, args).await,
         Command::Prune(args) => cli::prune::run(app, args).await,
         Command::Config(args) => cli::config::run(app, args).await,
+        Command::Report(args) => cli::report::run(app, args).await,
         Command::TestAlert(args) => cli::test_alert::run(app, args).await,
         Command::Completions(args) => cli::completions::run(app, args).await,
         Command::Man(args) => cli::man::run(app, args).await,

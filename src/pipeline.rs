@@ -30,6 +30,7 @@ use crate::destination::{Destination, Location, PutMode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Algorithm, Artefact};
 use crate::monitor::Monitor;
+use crate::pipeline::encrypt::Recipients;
 
 pub use encode::Encoding;
 
@@ -151,10 +152,10 @@ impl PointSink {
         }
         let mut stored = self.inner.stored.lock().unwrap_or_else(PoisonError::into_inner).clone();
         stored.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
-        let recipients = self.inner.encoding.recipients().to_vec();
         stored
             .into_iter()
             .map(|s| {
+                let encoding = self.inner.encoding_of(s.role);
                 Some(Artefact {
                     location: leg.location(&s.name)?,
                     name: s.name,
@@ -163,8 +164,8 @@ impl PointSink {
                     stored_bytes: s.outcome.stored_bytes,
                     blake3: s.outcome.blake3,
                     sha256: s.outcome.sha256,
-                    compression: self.inner.encoding.algorithm(),
-                    recipients: recipients.clone(),
+                    compression: encoding.algorithm(),
+                    recipients: encoding.recipients().to_vec(),
                 })
             })
             .collect()
@@ -174,7 +175,7 @@ impl PointSink {
 #[async_trait]
 impl ArtefactSink for PointSink {
     async fn open(&self, spec: ArtefactSpec) -> Result<ArtefactWriter> {
-        let name = file_name(&spec, &self.inner.encoding);
+        let name = file_name(&spec, &self.inner.encoding_of(spec.role));
         {
             let mut names = self.inner.names.lock().unwrap_or_else(PoisonError::into_inner);
             if names.contains(&name) {
@@ -202,6 +203,14 @@ impl ArtefactSink for PointSink {
 }
 
 impl Inner {
+    /// How artefacts of a role are encoded. The kit is for somebody who has nothing but the bucket: it is stored as it is.
+    fn encoding_of(&self, role: Role) -> Encoding {
+        match role {
+            Role::Kit => Encoding::new(Algorithm::None, None, 1, Recipients::default()),
+            _ => self.encoding.clone(),
+        }
+    }
+
     async fn store(self: Arc<Self>, name: String, role: Role, estimate: Option<u64>, feed: ArtefactFeed) {
         self.monitor.start(&name, estimate);
         let ArtefactFeed { chunks, commit, done } = feed;
@@ -223,7 +232,7 @@ impl Inner {
         let live: Vec<Arc<Leg>> = self.legs.iter().filter(|l| l.failure().is_none()).cloned().collect();
         let uploads = fanout::begin(&live, name, expected, self.stall_timeout).await;
         let (stored_tx, stored_rx) = mpsc::channel(QUEUE_CHUNKS);
-        let encoding = self.encoding.clone();
+        let encoding = self.encoding_of(role);
         let monitor = Arc::clone(&self.monitor);
         let task = name.to_owned();
         let encoder = tokio::task::spawn_blocking(move || {

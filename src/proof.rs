@@ -188,10 +188,12 @@ impl Proofs {
         let proven = self.records.iter().filter(|r| r.result == Outcome::Proven && !damaged(&r.id));
         proven.map(|r| r.id.clone()).collect()
     }
-    /// Seconds that a restore of this service takes, by its last drill that restored something.
-    pub fn expected_seconds(&self) -> Option<f64> {
+    /// Seconds that a restore of so many plain bytes takes, by the last drill that restored something.
+    pub fn expected_seconds(&self, plain_bytes: u64) -> Option<f64> {
         let restored = |r: &&Record| r.result == Outcome::Proven && r.level != Some(DrillLevel::Stream);
-        self.records.iter().rev().find(restored).map(|r| r.total_seconds)
+        #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+        let scaled = |r: &Record| r.total_seconds * (plain_bytes as f64 / (r.plain_bytes.max(1) as f64)).max(0.1);
+        self.records.iter().rev().find(restored).map(scaled)
     }
 }
 

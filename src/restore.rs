@@ -9,7 +9,8 @@ use futures_util::StreamExt as _;
 
 use crate::catalogue::{self, Place, Point};
 use crate::destination::Destination;
-use crate::engine::Engine;
+use crate::drill::records;
+use crate::engine::{Engine, LOCAL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::lock::Lock;
@@ -275,5 +276,82 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
             .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
     };
     let _ = std::fs::remove_dir_all(workdir);
-    outcome.map_err(|e| e.within(format!("could not restore {} from {}", manifest.id, chosen.place.name())))
+    outcome.map_err(|e| {
+        let next = e.hint.is_none().then(|| {
+            format!("other points: `backstay restore {service}`; what would happen: `backstay restore {service} {} --plan`.", manifest.id)
+        });
+        let e = e.within(format!("could not restore {} from {}", manifest.id, chosen.place.name()));
+        match next {
+            Some(hint) => e.hint(hint),
+            None => e,
+        }
+    })
+}
+
+/// What a restore would do.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The directory, or the server.
+    pub target: String,
+    /// Whether there is data.
+    pub occupied: bool,
+    /// Free at the target, if it is a directory.
+    pub free_bytes: Option<u64>,
+    /// How long it takes, by past drills.
+    pub expected_seconds: Option<f64>,
+    /// What would make it fail.
+    pub obstacles: Vec<String>,
+    /// The command that does it.
+    pub command: String,
+}
+
+/// Says what a restore would do, and changes nothing.
+pub async fn plan(engine: &Engine, service: &str, chosen: &Chosen, request: &RestoreRequest) -> Result<Plan> {
+    let manifest = &chosen.point.manifest;
+    let source = engine.source(service)?;
+    let own = source.production(manifest).into_iter().next();
+    let into_server = matches!(manifest.method.as_str(), "dump" | "databases");
+    let dir = request.to.clone().or(own).filter(|_| !into_server);
+    let mut plan = Plan::default();
+    let mut command = format!("backstay restore {service} {}", manifest.id);
+    if chosen.place.name() != LOCAL {
+        command.push_str(&format!(" --from {}", chosen.place.name()));
+    }
+    if manifest.host != engine.host()? {
+        command.push_str(&format!(" --host {}", manifest.host));
+    }
+    match &dir {
+        Some(dir) => {
+            plan.target = dir.display().to_string();
+            plan.occupied = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+            plan.free_bytes = free_bytes(dir);
+            if plan.free_bytes.is_some_and(|free| free < manifest.plain_bytes()) {
+                plan.obstacles.push("there is not enough room".to_owned());
+            }
+            if request.to.is_some() {
+                command.push_str(&format!(" --to {}", dir.display()));
+            }
+            if plan.occupied {
+                command.push_str(" --replace");
+            }
+        }
+        None => plan.target = "the running server".to_owned(),
+    }
+    if manifest.artefacts.iter().any(|a| !a.recipients.is_empty()) {
+        command.push_str(" --identity FILE");
+        if engine.identities.is_empty() {
+            plan.obstacles.push("it is encrypted, and no private key was given (--identity)".to_owned());
+        }
+    }
+    plan.command = command;
+    let places = engine.places(service)?;
+    let proofs = records::all(engine, service, &manifest.host, &places).await;
+    plan.expected_seconds = proofs.expected_seconds(manifest.plain_bytes());
+    Ok(plan)
+}
+
+fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    let there = dir.ancestors().find(|p| p.is_dir())?;
+    let stat = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }

@@ -26,7 +26,7 @@ use crate::pipeline::{Encoding, Leg, PointSink};
 use crate::retention::PointFacts;
 use crate::source::{Captured, Context, Held, HeldState, Source};
 use crate::units::Cadence;
-use crate::{held, plan, prune};
+use crate::{held, kit, plan, prune};
 
 /// How long aborted uploads and clean-ups may take once a run has been stopped.
 const WIND_DOWN: Duration = Duration::from_secs(60);
@@ -267,9 +267,12 @@ impl Run<'_> {
         begun.begin(&id)?;
         let captured = self.capture(source.as_ref(), &sink, &id, &begun.dead).await;
         let whole = match captured {
-            Ok(captured) => {
-                commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
-            }
+            Ok(captured) => match self.kit(source.as_ref(), &sink, &legs, &takers, cadence, &id, &captured).await {
+                Ok(()) => {
+                    commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
+                }
+                Err(err) => Err(err),
+            },
             Err(err) => Err(err),
         };
         let cleaned = match &whole {
@@ -286,6 +289,50 @@ impl Run<'_> {
             sweep::abandoned(&takers, &legs, &id).await;
         }
         whole.map_err(|e| e.within(format!("service {:?}: no restore point was made", self.name)))
+    }
+
+    /// Adds the restore kit to a point that was captured, unless there is nothing but snapshots elsewhere.
+    async fn kit(
+        &self,
+        source: &dyn Source,
+        sink: &PointSink,
+        legs: &[Arc<Leg>],
+        takers: &[&Place],
+        cadence: Cadence,
+        id: &str,
+        captured: &Captured,
+    ) -> Result<()> {
+        let artefacts = legs.iter().find_map(|l| sink.artefacts_at(l)).unwrap_or_default();
+        if !self.service.kit || artefacts.is_empty() {
+            return Ok(());
+        }
+        let mut point = commit::draft(self, source, cadence, id, captured.clone());
+        point.artefacts = artefacts;
+        let folder = |p: &Place| p.layout.folder(&self.host, self.name, cadence, id);
+        let places: Vec<String> = takers.iter().map(|p| self.engine.address(self.name, p, &folder(p))).collect();
+        let versioned = takers.iter().any(|p| p.layout.is_versioned());
+        kit::store(sink, &point, &places, versioned).await
+    }
+
+    /// Says below the host's prefix what lies there, once. What it says depends on nothing that changes.
+    async fn readme(&self, place: &Place) -> Option<String> {
+        if place.layout == crate::layout::Layout::Local {
+            return None;
+        }
+        let written = async {
+            let text = kit::readme(&self.host, self.engine.config.environment.as_deref(), place.layout.is_versioned())?;
+            let mark = self.engine.service_dir(self.name).join(format!("readme-{}", place.name()));
+            let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
+            if std::fs::read_to_string(&mark).is_ok_and(|known| known == digest) {
+                return Ok(());
+            }
+            let key = place.layout.readme(&self.host);
+            destination::put(place.destination.as_ref(), &key, PutMode::Replace, text.into()).await?;
+            crate::engine::write_private(&mark, &digest)
+                .and_then(|()| crate::privilege::adopt(&mark))
+                .map_err(|e| Error::io(e, format!("could not write {}", mark.display())))
+        };
+        written.await.err().map(|e: Error| format!("could not write the README there: {}", e.chain()))
     }
 
     /// The places that the point goes to; the others are marked in the report.
@@ -406,6 +453,7 @@ impl Run<'_> {
                 point.is_some_and(|p| p.is_whole() && p.manifest.state == State::Complete)
             });
             if succeeded && report.missed.is_empty() {
+                notes.extend(self.readme(place).await);
                 notes.extend(prune::apply(place, catalogue, &policy).await.into_notes());
             }
         }

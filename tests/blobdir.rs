@@ -13,7 +13,7 @@ mod drill;
 mod faults;
 mod leftovers;
 mod memory;
-mod tree;
+pub(crate) mod tree;
 
 use std::fs;
 use std::path::Path;

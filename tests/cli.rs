@@ -59,9 +59,13 @@ fn help_and_version_go_to_stdout_and_the_exit_codes_are_told() {
 
 #[test]
 fn a_wrong_command_line_is_64() {
-    for args in
-        [&["--nonsense"][..], &["restore"], &["backup", "--manual", "--cadence", "daily"], &[], &["man", "nothing"]]
-    {
+    for args in [
+        &["--nonsense"][..],
+        &["restore", "--all"],
+        &["backup", "--manual", "--cadence", "daily"],
+        &[],
+        &["man", "nothing"],
+    ] {
         let ran = run(args);
         assert_eq!(ran.code, 64, "{args:?}: {ran:#?}");
         assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{args:?}: {ran:#?}");

@@ -110,6 +110,7 @@ fn a_proven_point_is_recorded_here_and_there_and_shown() {
 
     let fresh = d.run(&["check-s3"]);
     assert_eq!(fresh.code, 0, "{fresh:#?}");
+    assert!(fresh.stdout.contains("'blobs_drill_second'="), "{fresh:#?}");
     let line = format!("[OK] blobs: last proven: {id} from second, ");
     assert!(fresh.stdout.contains(&line), "{fresh:#?}");
     assert!(std::fs::read_to_string(d.path("local/s3_backup_status.txt")).unwrap().contains(&line));

@@ -40,6 +40,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("engine", 4),
     ("legacy", 4),
     ("held", 4),
+    ("kit", 4),
     ("lock", 4),
     ("prune", 4),
     ("restore", 4),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::{Run, RunReport};
+use crate::artefact::Role;
 use crate::catalogue::{OWNER_NAME, Place};
 use crate::destination::{self, Location, PutMode};
 use crate::error::{Error, ErrorKind, Result};
@@ -63,7 +64,7 @@ fn all_failed(legs: &[Arc<Leg>]) -> Option<Error> {
     Some(Error::new(kind, "no destination has the whole point").caused_by(text.join("; ")))
 }
 
-fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, captured: Captured) -> Manifest {
+pub(super) fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, captured: Captured) -> Manifest {
     let config = &run.engine.config;
     let max_age_seconds =
         run.service.keep.cadences().filter_map(|c| Some((c, config.max_age(run.service, c)?.as_secs()))).collect();
@@ -100,7 +101,7 @@ fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, capture
 fn judge_shrinking(run: &Run<'_>, source: &dyn Source, draft: &mut Manifest) {
     let limit = u64::from(run.service.suspect_below_percent);
     let Some(previous) = run.previous(source) else { return };
-    let (now, before) = (draft.plain_bytes(), previous.plain_bytes());
+    let (now, before) = (captured_bytes(draft), captured_bytes(&previous));
     if limit > 0 && now.saturating_mul(100) < before.saturating_mul(limit) {
         let percent = now.saturating_mul(100) / before.max(1);
         draft.state = State::Suspect;
@@ -111,6 +112,11 @@ fn judge_shrinking(run: &Run<'_>, source: &dyn Source, draft: &mut Manifest) {
             crate::units::Bytes(before)
         ));
     }
+}
+
+/// Without the kit, whose size says nothing about the store.
+fn captured_bytes(point: &Manifest) -> u64 {
+    point.artefacts.iter().filter(|a| a.role != Role::Kit).map(|a| a.plain_bytes).sum()
 }
 
 async fn record(run: &Run<'_>, sink: &PointSink, leg: &Leg, place: &Place, mut manifest: Manifest) {

@@ -151,7 +151,8 @@ impl Work<'_> {
         let Scratch { data, tablespaces, owner, bin, .. } = &self.scratch;
         if bin.join("pg_verifybackup").exists() {
             let program = self.scratch.program("pg_verifybackup").arg(data);
-            let (_, ended) = program.collect(&self.cx.cancel, 1 << 20).await?;
+            let run = program.collect(&self.cx.cancel, 1 << 20).await;
+            let (_, ended) = run.map_err(|e| self.scratch.unreachable(e))?;
             if !ended.status.success() {
                 let said = ended.stderr.lines().map(|l| l.trim_start_matches("pg_verifybackup: "));
                 said.filter(|l| !l.is_empty()).for_each(|l| found.differ(l.to_owned()));

@@ -244,7 +244,7 @@ impl Scratch {
     }
 
     /// The likeliest reason why a program could not be run as the server's user.
-    fn unreachable(&self, e: Error) -> Error {
+    pub(super) fn unreachable(&self, e: Error) -> Error {
         if !nix::unistd::geteuid().is_root() {
             return e;
         }
