@@ -35,6 +35,10 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let data = unpack(dir.path());
         let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+        // As a restore with `--no-replicator` leaves it.
+        for range in ["00000000-7fffffff", "80000000-ffffffff"] {
+            fs::remove_file(data.join(shard(&format!("shards/{range}"), "_replicator"))).unwrap();
+        }
         Self { dir, taken }
     }
 
@@ -167,6 +171,11 @@ async fn a_database_that_was_dropped_meanwhile_loses_its_map_before_anything_els
         _ => Ok(()),
     });
     let taken = Taken::of(source, dir.path()).await.unwrap();
+    for db in ["plain", "_replicator"] {
+        fs::remove_file(data.join(shard("shards/80000000-ffffffff", db))).unwrap();
+    }
+    // What a node makes of a map without a file: a shard without documents.
+    fs::copy(data.join(shard(LOW, "empty")), data.join(shard(LOW, "_replicator"))).unwrap();
     let mut known = recorded("finish");
     let rev = |e: &Exchange| e.answer["rows"].as_array().unwrap().iter().find(|r| r["id"] == "plain").cloned();
     let rev = known.iter().filter(|e| e.request.contains("_all_docs")).find_map(rev).unwrap()["value"]["rev"].clone();
@@ -184,6 +193,20 @@ async fn a_database_that_was_dropped_meanwhile_loses_its_map_before_anything_els
     let put = asked.iter().position(|r| r.starts_with("PUT")).unwrap();
     assert!(asked[..put].iter().any(|r| r.starts_with("DELETE /_node/_local/_dbs/plain")), "{asked:#?}");
     assert_eq!(asked.iter().filter(|r| r.contains("plain")).count(), 1, "nothing else touches it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_whose_files_hold_documents_is_never_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack(dir.path());
+    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    let fake = Fake::start(recorded("finish"));
+    let source = Couchdb::new(config(&data, &settings(dir.path(), &fake.url)));
+    let left = source.restore(&taken.cx, &taken.point(), &finish()).await.unwrap_err();
+    assert_eq!(left.kind, ErrorKind::Corrupt);
+    assert!(left.report().contains("_replicator: shards/80000000-ffffffff/_replicator."), "{}", left.report());
+    assert!(!fake.asked().iter().any(|r| r.starts_with("DELETE")), "{:#?}", fake.asked());
+    fake.assert_known();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use super::inventory::{DatabaseLine, Inventory};
 use super::node::{Counts, Identity, Node};
 use super::restore::shards_of;
 use super::shard_map::{self, ShardMap, is_replicator};
+use super::tree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Context, Restored};
 
@@ -40,6 +41,7 @@ impl Finish<'_> {
     /// # Errors
     /// `Corrupt` naming what has fewer documents than were captured, or is not there.
     pub(super) async fn run(&self, cx: &Context, restored: &mut Restored) -> Result<()> {
+        self.require_directory()?;
         let node = Node::new(&self.source.config, true)?;
         let who = node.identity().await?;
         let maps = node.maps(&who).await?;
@@ -88,6 +90,12 @@ impl Finish<'_> {
             seen.insert(id.clone());
             if self.comes_back(line) {
                 stay.push((id, doc));
+            } else if let Some(path) = self.documents_in(&id) {
+                // This restore did not put them there: somebody uses them.
+                restored
+                    .notes
+                    .push(format!("database {id} does not come back, but {path} holds documents: it was left alone"));
+                short.insert(id, format!("{path} holds documents that are not from this point"));
             } else {
                 node.delete_map(who, &id, doc["_rev"].as_str().unwrap_or_default()).await?;
                 restored.notes.push(format!("the shard map of database {id} was removed: it does not come back"));
@@ -117,9 +125,30 @@ impl Finish<'_> {
     fn missing_file(&self, db: &str) -> Option<String> {
         let root = &self.source.config.data_dir;
         let lost = |path: &String| root.join(path).metadata().map_or(true, |meta| meta.len() == 0);
-        // Where the directory cannot be seen at all, only the counts of the node can tell.
-        let visible = root.join(super::DBS).exists();
-        shards_of(self.inventory, db).into_iter().map(|(_, path)| path).find(|path| visible && lost(path))
+        shards_of(self.inventory, db).into_iter().map(|(_, path)| path).find(lost)
+    }
+
+    /// A file of a database that holds documents, or cannot be looked into; not one that a node made anew.
+    fn documents_in(&self, db: &str) -> Option<String> {
+        let root = &self.source.config.data_dir;
+        let holds = |path: &String| match std::fs::File::open(root.join(path)) {
+            Err(e) => e.kind() != std::io::ErrorKind::NotFound,
+            Ok(file) => {
+                let len = file.metadata().map_or(0, |meta| meta.len());
+                let facts = tree::inspect_roots(&file, len);
+                len > 0 && facts.map_or(true, |facts| facts.doc_count + facts.del_count > 0)
+            }
+        };
+        shards_of(self.inventory, db).into_iter().map(|(_, path)| path).find(holds)
+    }
+
+    /// Files and node must be looked at together: what one has and the other has not decides what is written.
+    fn require_directory(&self) -> Result<()> {
+        let path = self.source.config.data_dir.join(super::DBS);
+        path.metadata().map(drop).map_err(|e| {
+            Error::io(e, format!("could not look at {}", path.display()))
+                .hint("run this on the node's host, as a user that may read its data directory.")
+        })
     }
 }
 
