@@ -75,7 +75,10 @@ pub async fn drill(engine: &Engine, service: &str, wanted: &Wanted) -> Result<Re
     let candidate = choice::choose(engine, service, &host, wanted).await?;
     let drill = Drill { engine, service, source, wanted, host, started, candidate: &candidate };
     let meter = Arc::new(Meter::new(engine.clock.clone()));
-    let outcome = drill.run(&meter).await;
+    let outcome = match drill.run(&meter).await {
+        Err(err) if err.kind == ErrorKind::Corrupt => Err(drill.unless_removed(err).await),
+        other => other,
+    };
     let (record, failure) = drill.record(&meter, outcome)?;
     if failure.as_ref().is_some_and(|e| e.kind == ErrorKind::Cancelled) {
         // Nothing was found out.
@@ -130,13 +133,25 @@ impl Drill<'_> {
         scratch.refuse_production(self.engine, &self.source.production(manifest))?;
         scratch.sweep().await?;
         let wait = config.timeout.0;
-        let request = DrillRequest { scratch: scratch.path.clone(), stream: self.wanted.stream, wait };
+        let request = DrillRequest { scratch: scratch.copy(), stream: self.wanted.stream, wait };
         scratch.require(self.source.drill_bytes(manifest, &request))?;
         lower_priority(self.engine).await;
         scratch.make()?;
-        let outcome = self.restored(chosen, &request, identities, meter).await;
+        let outcome = self.restored(chosen, &request, scratch.work(), identities, meter).await;
         let swept = scratch.sweep().await;
         outcome.and_then(|drilled| swept.map(|()| drilled))
+    }
+
+    /// A point that retention removed while it was read is not damaged: then its manifest, which goes first, is gone.
+    async fn unless_removed(&self, err: Error) -> Error {
+        let Ok(chosen) = &self.candidate.chosen else { return err };
+        match chosen.place.destination.head(&chosen.point.manifest_at).await {
+            Ok(None) => {
+                Error::new(ErrorKind::NotFound, format!("{} was removed while it was drilled", self.candidate.id))
+                    .hint("drill again.")
+            }
+            _ => err,
+        }
     }
 
     /// Kind and base of the point suit this agent.
@@ -180,12 +195,12 @@ impl Drill<'_> {
         &self,
         chosen: &Chosen,
         request: &DrillRequest,
+        workdir: std::path::PathBuf,
         identities: Identities,
         meter: &Arc<Meter>,
     ) -> Result<Drilled> {
         let cancel = self.engine.cancel.child_token();
-        let workdir = self.engine.service_dir(self.service).join("drill-work");
-        let cx = self.engine.context(self.service, cancel.clone(), workdir.clone())?;
+        let cx = self.engine.context(self.service, cancel.clone(), workdir)?;
         let from = Watched::new(&chosen.place, identities, Arc::clone(&self.engine.monitor), Arc::clone(meter));
         let point = PointReader { manifest: Arc::clone(&chosen.point.manifest), from: Arc::new(from) };
         let work = async {
@@ -203,7 +218,6 @@ impl Drill<'_> {
         cancel.cancel();
         let fresh = Context { cancel: tokio_util::sync::CancellationToken::new(), ..cx };
         let cleaned = self.source.drill_cleanup(&fresh).await;
-        let _ = std::fs::remove_dir_all(workdir);
         outcome.and_then(|drilled| cleaned.map(|()| drilled))
     }
 

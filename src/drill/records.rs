@@ -19,7 +19,7 @@ const KEEP: Span = Span::from_hours(400 * 24);
 /// A record longer than this is not one of ours.
 const LIMIT_BYTES: usize = 1 << 20;
 /// As many of the newest records of a destination are read; the older ones are for the trend, which is local.
-const NEWEST: usize = 100;
+const NEWEST: usize = 40;
 
 /// Where this agent keeps the records of a service.
 pub fn dir(engine: &Engine, service: &str) -> PathBuf {

@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// agent's id is in it, so that two installations do not meet.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// Private to the drill.
-    pub(super) path: PathBuf,
+    /// Holds all of it.
+    path: PathBuf,
     parent: PathBuf,
 }
 
@@ -34,7 +34,11 @@ impl Scratch {
             Some(dir) => dir,
             None => {
                 let dir = engine.config.state_dir.join("scratch");
-                let failed = |e| Error::io(e, format!("could not make {}", dir.display()));
+                let failed = |e| {
+                    Error::io(e, format!("could not make {}", dir.display())).hint(
+                        "run the drill as root, or set `drill.scratch_dir` to a directory that this user may write.",
+                    )
+                };
                 // Others may enter, because servers run as their own users; nobody else may look.
                 fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(failed)?;
                 dir
@@ -76,12 +80,25 @@ impl Scratch {
             .hint("free space there, or set `drill.scratch_dir` to a larger disk; blobs can be drilled with --stream."))
     }
 
-    /// Makes it.
+    /// Where the restored copy goes: the source's own.
+    pub(super) fn copy(&self) -> PathBuf {
+        self.path.join("copy")
+    }
+
+    /// Where small things go while a drill runs.
+    pub(super) fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Makes it. A server's user must get through to its copy, so the directory above may be entered, not read.
     pub(super) fn make(&self) -> Result<()> {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&self.path)
-            .map_err(|e| Error::io(e, format!("could not make {}", self.path.display())))
+        for (path, mode) in [(&self.path, 0o711), (&self.copy(), 0o700)] {
+            fs::DirBuilder::new()
+                .mode(mode)
+                .create(path)
+                .map_err(|e| Error::io(e, format!("could not make {}", path.display())))?;
+        }
+        Ok(())
     }
 
     /// Ends every process that works below it, and removes it.

@@ -58,19 +58,19 @@ impl Held {
         let all = std::fs::read_dir("/proc").unwrap().flatten().map(|e| e.path().join("cwd"));
         all.filter_map(|cwd| std::fs::read_link(cwd).ok()).filter(|cwd| cwd.starts_with(self.path("scratch"))).count()
     }
-    /// Starts a drill and waits until `tool` holds.
-    fn hold(&self, tool: &str) -> std::process::Child {
+    /// Starts a drill and waits until `tool` holds; it goes on when its mark is removed.
+    fn hold(&self, tool: &str) -> (std::process::Child, tempfile::TempDir) {
         let mark = server_dir(&self.path("marks")).join(tool);
-        let script = format!("touch {}; exec sleep 600", mark.display());
+        let mark_path = mark.display();
+        let script = format!("touch {mark_path}; while [ -e {mark_path} ]; do sleep 0.05; done; exec $real \"$@\"");
         let tools = tempfile::tempdir().unwrap();
         std::fs::set_permissions(tools.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let bin = fake_tool(tools.path(), tool, &script);
         self.configure(&bin);
         let child = self.spawn(&["drill"]);
         until("the drill holds", || mark.exists());
-        drop(tools);
         self.configure(Path::new(crate::common::postgres::bin()));
-        child
+        (child, tools)
     }
 }
 
@@ -82,9 +82,9 @@ fn send(child: &std::process::Child, signal: Signal) {
 fn after_kill_9_in_each_phase_the_next_drill_clears_up() {
     let d = Held::new();
     for tool in ["pg_verifybackup", "pg_controldata", "psql", "pg_dumpall"] {
-        let child = d.hold(tool);
+        let (child, _tools) = d.hold(tool);
         let left = d.scratch().expect("a copy of production's data");
-        assert!(left.join("data/PG_VERSION").exists(), "{tool}");
+        assert!(left.join("copy/data/PG_VERSION").exists(), "{tool}");
         send(&child, Signal::SIGKILL);
         assert_eq!(ended(child).code, -1);
         assert!(d.processes() > 0, "{tool}: whatever ran still runs");
@@ -98,7 +98,7 @@ fn after_kill_9_in_each_phase_the_next_drill_clears_up() {
 fn a_signal_leaves_neither_server_nor_directory() {
     let d = Held::new();
     for (tool, signal, code) in [("pg_verifybackup", Signal::SIGINT, 130), ("pg_dumpall", Signal::SIGTERM, 143)] {
-        let child = d.hold(tool);
+        let (child, _tools) = d.hold(tool);
         send(&child, signal);
         let ran = ended(child);
         assert_eq!(ran.code, code, "{ran:#?}");
@@ -120,4 +120,18 @@ fn the_data_directory_that_was_captured_is_production_too() {
     assert_eq!(ran.code, 73, "{ran:#?}");
     assert!(ran.stderr.contains("the scratch directory") && ran.stderr.contains("lies in"), "{ran:#?}");
     assert_eq!(std::fs::read_dir(inside).unwrap().count(), 0);
+}
+
+#[test]
+fn a_point_that_is_removed_while_it_is_drilled_is_not_damaged() {
+    let d = Held::new();
+    let (child, _tools) = d.hold("pg_verifybackup");
+    for point in std::fs::read_dir(d.path("local")).unwrap().flatten().filter(|e| e.path().is_dir()) {
+        std::fs::remove_dir_all(point.path()).unwrap();
+    }
+    std::fs::remove_file(d.path("marks/pg_verifybackup")).unwrap();
+    let ran = ended(child);
+    assert_eq!(ran.code, 66, "{ran:#?}");
+    assert!(ran.stderr.contains("was removed while it was drilled"), "{ran:#?}");
+    assert_eq!((d.scratch(), d.processes()), (None, 0));
 }
