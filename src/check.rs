@@ -173,9 +173,10 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             }
         };
         let expect = &engine.config.check.expect;
+        let here = place.name();
         let expected: BTreeSet<(&String, &str)> = expect
             .iter()
-            .flat_map(|(host, all)| all.iter().filter_map(move |s| Some((host, expected_at(s, place.name())?))))
+            .flat_map(|(host, all)| all.iter().filter_map(move |s| Some((host, expected_at(s, here)?))))
             .collect();
         let there = found.iter().flat_map(|(host, services)| services.iter().map(move |s| (host, s.as_str())));
         let wanted: BTreeSet<(&String, &str)> = there.chain(expected.iter().copied()).collect();
