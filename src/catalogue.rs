@@ -53,6 +53,10 @@ pub struct Point {
     pub folder: String,
     /// Artefacts that are not there, or not with the stored length.
     pub missing: Vec<Missing>,
+    /// What is wrong with its snapshots, if its store keeps them and none of them can be used. Set by `held::attest`.
+    pub gone: Vec<String>,
+    /// Why it could not be found out whether these snapshots are there; empty = they are, or it has none.
+    pub unseen: Vec<String>,
 }
 
 /// An artefact that is not there as its manifest says. Shown as `data.tar.zst (missing)` or
@@ -79,7 +83,12 @@ impl fmt::Display for Missing {
 impl Point {
     /// Whether everything it names is there with its length.
     pub fn is_whole(&self) -> bool {
-        self.missing.is_empty()
+        self.missing.is_empty() && self.gone.is_empty()
+    }
+
+    /// What of it is not there, for people.
+    pub fn lacks(&self) -> Vec<String> {
+        self.missing.iter().map(ToString::to_string).chain(self.gone.iter().cloned()).collect()
     }
 }
 
@@ -215,7 +224,7 @@ fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[O
     let missing = missing(&manifest, objects, |at, o| {
         !o.delete_marker && at.version.as_ref().is_none_or(|v| o.location.version.as_ref() == Some(v))
     });
-    Point { manifest: Arc::new(manifest), manifest_at, folder, missing }
+    Point { manifest: Arc::new(manifest), manifest_at, folder, missing, gone: Vec::new(), unseen: Vec::new() }
 }
 
 /// What is not among `objects` with its length; `is_it` says of one with the right key whether it is the right one.
@@ -283,7 +292,7 @@ fn versioned_point(m: Manifest, at: Location, folder: String, objects: &[ObjectM
     }
     // Only newest versions are visible: their lengths still tell a missing or truncated newest artefact.
     let missing = missing(&m, objects, |_, _| true);
-    Point { manifest: Arc::new(m), manifest_at: at, folder, missing }
+    Point { manifest: Arc::new(m), manifest_at: at, folder, missing, gone: Vec::new(), unseen: Vec::new() }
 }
 
 /// Hosts and their services found at `place`.

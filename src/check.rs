@@ -16,7 +16,9 @@ use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freshness::{self, Freshness, SeenPoint, State, Watched};
-use crate::layout::STATUS_FILE;
+use crate::held;
+use crate::held::bucket::{self, NotOffSite};
+use crate::layout::{Layout, STATUS_FILE};
 use crate::proof::{self, Proofs, Record};
 use crate::units::{Cadence, Span};
 
@@ -67,8 +69,10 @@ pub async fn this_host(engine: &Engine, services: &[String]) -> Result<Vec<Check
         let there = Present::new(watched.iter().map(|p| p.name()).zip(&read));
         for (place, catalogue) in watched.into_iter().zip(read) {
             let at = Watched { host: &host, service, destination: place.name() };
-            let mut one = match catalogue {
-                Ok(catalogue) => judge(&at, &catalogue, place.keep.cadences(), &max_age, now),
+            let mut one = match attested(engine, &at, place, catalogue).await {
+                Ok((catalogue, not_off_site)) => {
+                    judge(&at, &catalogue, &not_off_site, place.keep.cadences(), &max_age, now)
+                }
                 Err(err) => unreadable(&at, &err),
             };
             note_proof(&mut one, &proofs, engine.config.check.max_drill_age, &there, now);
@@ -108,6 +112,25 @@ fn note_proof(checked: &mut Checked, proofs: &Proofs, limit: Option<Span>, there
     });
 }
 
+/// Whether the snapshots that stores keep themselves are there: in the directory of a service, by its store's word; at
+/// destinations, by their buckets first.
+async fn attested(
+    engine: &Engine,
+    at: &Watched<'_>,
+    place: &Place,
+    catalogue: Result<Catalogue>,
+) -> Result<(Catalogue, NotOffSite)> {
+    let mut catalogue = catalogue?;
+    if place.layout == Layout::Local {
+        let mut one = [Ok(catalogue)];
+        held::attest(engine, at.service, at.host, &mut one).await;
+        let [only] = one;
+        return only.map(|c| (c, NotOffSite::default()));
+    }
+    let not_off_site = bucket::attest_off_site(engine, at.service, at.host, place, &mut catalogue).await;
+    Ok((catalogue, not_off_site))
+}
+
 fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
     let config = engine.service(service)?;
     Ok(Cadence::CALENDAR.into_iter().filter_map(|c| Some((c, engine.config.max_age(config, c)?))).collect())
@@ -116,6 +139,7 @@ fn limits(engine: &Engine, service: &str) -> Result<BTreeMap<Cadence, Span>> {
 fn judge(
     at: &Watched<'_>,
     catalogue: &Catalogue,
+    not_off_site: &NotOffSite,
     enabled: impl IntoIterator<Item = Cadence>,
     max_age: &BTreeMap<Cadence, Span>,
     now: DateTime<Utc>,
@@ -123,6 +147,14 @@ fn judge(
     let seen: Vec<SeenPoint> = catalogue.points.iter().map(seen).collect();
     let mut freshness = freshness::judge(at, &seen, enabled, max_age, now);
     freshness.note_strangers(at, &damaged_manifests(catalogue));
+    if not_off_site.points > 0 {
+        let repositories: Vec<&str> = not_off_site.repositories.iter().map(String::as_str).collect();
+        freshness.note_not_off_site(at, not_off_site.points, &repositories.join(", "));
+    }
+    let unseen: Vec<&catalogue::Point> = catalogue.points.iter().filter(|p| !p.unseen.is_empty()).collect();
+    if let Some(newest) = unseen.last() {
+        freshness.note_unseen(at, unseen.len(), &newest.unseen.join("; "));
+    }
     checked(at, freshness)
 }
 
@@ -139,7 +171,7 @@ fn seen(point: &catalogue::Point) -> SeenPoint {
         started: m.started,
         stored_bytes: m.stored_bytes(),
         state: m.state,
-        missing: point.missing.iter().map(ToString::to_string).collect(),
+        missing: point.lacks(),
         base: m.base.clone(),
     }
 }
@@ -190,8 +222,8 @@ pub async fn all_hosts(engine: &Engine) -> Result<Vec<Checked>> {
             let newest = read.as_ref().ok().and_then(|c| c.points.last()).map(|p| p.manifest.limits.clone());
             let own = newest.and_then(|l| l.max_drill_age_seconds).map(Span::from_secs);
             let there = Present::new([(place.name(), &read)]);
-            let mut one = match read {
-                Ok(catalogue) => judge_by_own_limits(engine, &at, &catalogue, now),
+            let mut one = match attested(engine, &at, &place, read).await {
+                Ok((catalogue, not_off_site)) => judge_by_own_limits(engine, &at, &catalogue, &not_off_site, now),
                 Err(err) => unreadable(&at, &err),
             };
             let proofs = records::all(engine, service, host, std::slice::from_ref(&place)).await;
@@ -214,7 +246,13 @@ fn expected_at<'a>(expected: &'a str, destination: &str) -> Option<&'a str> {
     }
 }
 
-fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue, now: DateTime<Utc>) -> Checked {
+fn judge_by_own_limits(
+    engine: &Engine,
+    at: &Watched<'_>,
+    catalogue: &Catalogue,
+    not_off_site: &NotOffSite,
+    now: DateTime<Utc>,
+) -> Checked {
     let newest = catalogue.points.iter().rev().find(|p| p.is_whole());
     let mut max_age: BTreeMap<Cadence, Span> = newest
         .map(|p| p.manifest.limits.max_age_seconds.iter().map(|(c, s)| (*c, Span::from_secs(*s))).collect())
@@ -227,7 +265,7 @@ fn judge_by_own_limits(engine: &Engine, at: &Watched<'_>, catalogue: &Catalogue,
             *own = *limit;
         }
     }
-    judge(at, catalogue, max_age.keys().copied().collect::<Vec<_>>(), &max_age, now)
+    judge(at, catalogue, not_off_site, max_age.keys().copied().collect::<Vec<_>>(), &max_age, now)
 }
 
 /// Writes the status file of one service into its `backup_dir`, whole or not at all, readable by all.

@@ -230,7 +230,9 @@ pub struct CheckS3Args {
   backstay restore postgres latest --replace --start    over the old data, which is moved aside
   backstay restore postgres --at 2026-11-20T03:00:00Z --to /srv/pg
   backstay restore postgres --database orders --as orders_old
-  backstay restore postgres latest --from offsite --host db2 --to /srv/pg")]
+  backstay restore postgres latest --from offsite --host db2 --to /srv/pg
+  backstay restore search latest --index 'orders-*' --as 'restored-*'")]
+#[command(group(clap::ArgGroup::new("part").args(["database", "index"]).multiple(true)))]
 pub struct RestoreArgs {
     /// The service
     pub service: String,
@@ -258,9 +260,21 @@ pub struct RestoreArgs {
     /// Only this database
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
-    /// Restore the database under this name
-    #[arg(long = "as", alias = "rename", value_name = "NAME", requires = "database")]
+    /// Only indices and data streams that match this pattern (may be repeated)
+    #[arg(long, value_name = "PATTERN", conflicts_with = "database")]
+    pub index: Vec<String>,
+    /// Restore the database, or the index, under this name; for several indices with a `*` for the old name
+    #[arg(long = "as", alias = "rename", value_name = "NAME", requires = "part")]
     pub rename: Option<String>,
+    /// Restore the aliases of indices too
+    #[arg(long)]
+    pub aliases: bool,
+    /// Restore cluster settings and templates too
+    #[arg(long)]
+    pub global_state: bool,
+    /// Restore what there is of an index that was not captured whole
+    #[arg(long)]
+    pub allow_partial: bool,
     /// Start the server and wait until its recovery has ended
     #[arg(long)]
     pub start: bool,

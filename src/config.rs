@@ -22,8 +22,9 @@ pub mod secret;
 pub mod show;
 
 pub use kind::{
-    BlobdirConfig, CouchdbCheck, CouchdbConfig, DestinationConfig, IoPriority, KeyStyle, LocalConfig, PostgresConfig,
-    PostgresMethod, S3Checksum, S3Config, SourceConfig, Sse,
+    BlobdirConfig, CouchdbCheck, CouchdbConfig, DestinationConfig, ElasticsearchConfig, FsRepository, IoPriority,
+    KeyStyle, LocalConfig, PostgresConfig, PostgresMethod, RepositoryConfig, S3Checksum, S3Config, S3Repository,
+    SourceConfig, Sse,
 };
 
 /// The whole configuration.
@@ -78,6 +79,9 @@ pub struct Service {
     /// A directory of files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blobdir: Option<BlobdirConfig>,
+    /// An Elasticsearch or OpenSearch cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elasticsearch: Option<ElasticsearchConfig>,
     /// Operating system's user that makes this backup: the agent, when started as root, becomes this user for the service.
     #[serde(default)]
     pub user: Option<String>,

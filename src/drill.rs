@@ -117,10 +117,10 @@ impl Drill<'_> {
             }
         };
         let manifest = &chosen.point.manifest;
-        if let Some(name) = chosen.point.missing.first() {
+        if let Some(name) = chosen.point.lacks().first() {
             meter.blame(&format!("{}/{name}", chosen.point.folder));
             return Err(Error::new(ErrorKind::Corrupt, format!("restore point {} is not whole", manifest.id))
-                .caused_by(chosen.point.missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+                .caused_by(chosen.point.lacks().join(", ")));
         }
         self.suits(manifest)?;
         let identities = self.identities(manifest)?;

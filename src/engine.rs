@@ -15,6 +15,7 @@ use crate::destination::Destination;
 use crate::destination::local::Local;
 use crate::destination::s3::{CredentialSource, S3, parse_credentials_file};
 use crate::error::{Error, ErrorKind, Result};
+use crate::held;
 use crate::layout::Layout;
 use crate::manifest::State;
 use crate::monitor::Monitor;
@@ -128,8 +129,17 @@ impl Engine {
             KeyStyle::Timestamped => Layout::Timestamped { prefix },
             KeyStyle::Versioned => Layout::Versioned { prefix },
         };
-        let destination: Arc<dyn Destination> = Arc::new(S3::new(name, s3, credentials(s3)?)?);
-        Ok(Place { destination, layout, keep })
+        Ok(Place { destination: self.open_bucket(name, s3)?, layout, keep })
+    }
+
+    /// A bucket as a destination.
+    pub(crate) fn open_bucket(&self, name: &str, s3: &S3Config) -> Result<Arc<dyn Destination>> {
+        Ok(Arc::new(S3::new(name, s3, credentials(s3)?)?))
+    }
+
+    /// With which destination's keys one looks into the bucket of a repository of a service, if the configuration says.
+    pub(crate) fn look_with(&self, service: &str, repository: &str) -> Option<String> {
+        self.config.services.get(service)?.look_with(repository).map(str::to_owned)
     }
 
     /// The host whose points this installation makes.
@@ -190,12 +200,17 @@ impl Engine {
             workdir,
             monitor: Arc::clone(&self.monitor),
             previous: None,
+            agent_id: self.agent_id()?,
+            point: None,
+            unfinished: Vec::new(),
         })
     }
 
-    /// Reads the catalogues of all places at once.
+    /// Reads the catalogues of all places at once, and asks the store whether its own snapshots are there.
     pub async fn catalogues(&self, places: &[Place], host: &str, service: &str) -> Vec<Result<Catalogue>> {
-        join_all(places.iter().map(|p| catalogue::read(p, host, service))).await
+        let mut read = join_all(places.iter().map(|p| catalogue::read(p, host, service))).await;
+        held::attest(self, service, host, &mut read).await;
+        read
     }
 }
 

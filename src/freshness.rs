@@ -156,6 +156,42 @@ impl Freshness {
         self.lines.push(line);
     }
 
+    /// Adds an alert for points whose data is only on the disks of its own store, in these repositories.
+    pub fn note_not_off_site(&mut self, at: &Watched<'_>, points: usize, repositories: &str) {
+        let destination = at.destination;
+        self.lines.push(Line {
+            summary: "has snapshots that are not off-site".to_owned(),
+            text: format!(
+                "{points} restore points of {} are not off-site: their snapshots lie only in {repositories}, and \
+                 {destination} has nothing but their records",
+                at.service
+            ),
+            advice: Some(format!(
+                "add a repository in a bucket to the service, or take {destination} out of its `destinations`."
+            )),
+            ..Line::of(State::Alert)
+        });
+        self.state = self.state.max(State::Alert);
+    }
+
+    /// Adds a line for points of which nobody can say whether their snapshots are there.
+    pub fn note_unseen(&mut self, at: &Watched<'_>, points: usize, why: &str) {
+        self.lines.push(Line {
+            summary: "has snapshots that could not be looked for".to_owned(),
+            text: format!(
+                "whether the snapshots of {points} restore points of {} at {} are there could not be found out: {why}",
+                at.service, at.destination
+            ),
+            advice: Some(
+                "let `look_with` of the repository name a destination whose keys may list its bucket, or look why the \
+                 cluster does not answer."
+                    .to_owned(),
+            ),
+            ..Line::of(State::Unknown)
+        });
+        self.state = self.state.max(State::Unknown);
+    }
+
     /// The short form of the worst line: what a subject says.
     pub fn summary(&self) -> &str {
         self.lines.iter().find(|l| l.state == self.state).map_or("", |l| &l.summary)

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod freshness;
+pub mod held;
 pub mod layout;
 pub mod legacy;
 pub mod lock;

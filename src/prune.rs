@@ -61,6 +61,10 @@ pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) ->
     if doomed.is_empty() {
         return pruned;
     }
+    if let Some(why) = catalogue.points.iter().find_map(|p| p.unseen.first()) {
+        pruned.problems.push(format!("nothing was removed: the store could not be asked for its snapshots: {why}"));
+        return pruned;
+    }
     if catalogue.partial_view {
         pruned.problems.push(format!("nothing was removed: {NO_VERSIONS}"));
         return pruned;

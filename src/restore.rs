@@ -69,7 +69,7 @@ pub async fn choose(engine: &Engine, service: &str, wanted: &Selection) -> Resul
             ErrorKind::Corrupt,
             format!("restore point {} is not whole at {}", point.manifest.id, damaged.place.name()),
         )
-        .caused_by(point.missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        .caused_by(point.lacks().join(", "))
         .hint("choose another point; `backstay list` shows them."));
     }
     Err(nothing(engine, service, wanted, &found).await)

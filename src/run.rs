@@ -5,6 +5,7 @@
 pub mod commit;
 pub mod sweep;
 pub mod topup;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,9 +24,9 @@ use crate::manifest::{Manifest, State};
 use crate::pipeline::encrypt::Recipients;
 use crate::pipeline::{Encoding, Leg, PointSink};
 use crate::retention::PointFacts;
-use crate::source::{Captured, Context, Source};
+use crate::source::{Captured, Context, Held, HeldState, Source};
 use crate::units::Cadence;
-use crate::{plan, prune};
+use crate::{held, plan, prune};
 
 /// How long aborted uploads and clean-ups may take once a run has been stopped.
 const WIND_DOWN: Duration = Duration::from_secs(60);
@@ -75,9 +76,11 @@ pub struct RunReport {
     pub counts: BTreeMap<String, u64>,
     /// Reasons why the point is suspect.
     pub suspect: Vec<String>,
+    /// What the source was to make besides, and did not.
+    pub missed: Vec<String>,
     /// Warnings of the source and of the run.
     pub warnings: Vec<String>,
-    /// Per place.
+    /// Per place, then per repository of the store.
     pub places: Vec<PlaceReport>,
 }
 
@@ -100,6 +103,15 @@ impl RunReport {
                 |hint| format!("{hint} Then the next run copies the point there."),
             );
             return Some(Error::new(ErrorKind::Incomplete, text).caused_by(why.join("; ")).hint(advice));
+        }
+        if !self.missed.is_empty() {
+            let state = if self.suspect.is_empty() { "incomplete" } else { "suspect" };
+            let text = format!("service {:?}: restore point {id} is {state}", self.service);
+            return Some(
+                Error::new(ErrorKind::Incomplete, text)
+                    .caused_by(self.missed.join("; "))
+                    .hint("look into it; nothing was removed anywhere, and what was made can be restored."),
+            );
         }
         if !self.suspect.is_empty() {
             let text = format!("service {:?}: restore point {id} is suspect", self.service);
@@ -206,6 +218,7 @@ impl Run<'_> {
             stored_bytes: 0,
             counts: BTreeMap::new(),
             suspect: Vec::new(),
+            missed: Vec::new(),
             warnings: self.warnings.clone(),
             places,
         }
@@ -250,13 +263,22 @@ impl Run<'_> {
             Arc::clone(&self.engine.monitor),
             previous.as_ref().map_or(&[], |m| &m.artefacts),
         );
-        let captured = self.capture(source.as_ref(), &sink).await;
+        let begun = unfinished::Unfinished::read(self);
+        begun.begin(&id)?;
+        let captured = self.capture(source.as_ref(), &sink, &id, &begun.dead).await;
         let whole = match captured {
             Ok(captured) => {
                 commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
             }
             Err(err) => Err(err),
         };
+        let cleaned = match &whole {
+            Ok(()) => Ok(()),
+            Err(_) => self.discard(source.as_ref(), [begun.dead.clone(), vec![id.clone()]].concat()).await,
+        };
+        if let Err(err) = cleaned.and_then(|()| begun.settled()) {
+            self.engine.monitor.warn(&format!("could not clean up after the backup: {}", err.chain()));
+        }
         for (leg, place) in legs.iter().zip(report.places.iter_mut().filter(|p| p.wanted)) {
             place.failure = leg.failure();
         }
@@ -299,11 +321,22 @@ impl Run<'_> {
         legs
     }
 
-    async fn capture(&self, source: &dyn Source, sink: &PointSink) -> Result<Captured> {
+    /// Lets the source remove what it keeps of points that came to nothing.
+    async fn discard(&self, source: &dyn Source, ids: Vec<String>) -> Result<()> {
+        let workdir = self.engine.service_dir(self.name).join("work");
+        let cx = self.engine.context(self.name, self.engine.cancel.child_token(), workdir.clone())?;
+        let cleaned = tokio::time::timeout(WIND_DOWN, held::discard(source, cx, ids)).await;
+        let _ = std::fs::remove_dir_all(workdir);
+        cleaned.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the source did not answer in time")))
+    }
+
+    async fn capture(&self, source: &dyn Source, sink: &PointSink, id: &str, dead: &[String]) -> Result<Captured> {
         let cancel = self.engine.cancel.child_token();
         let workdir = self.engine.service_dir(self.name).join("work");
         let mut cx = self.engine.context(self.name, cancel.clone(), workdir.clone())?;
         cx.previous = self.previous(source);
+        cx.point = Some(id.to_owned());
+        cx.unfinished = dead.to_vec();
         let work = async {
             source.cleanup(&cx).await?;
             let probe = source.probe(&cx).await?;
@@ -372,9 +405,39 @@ impl Run<'_> {
                 let point = catalogue.points.iter().find(|p| &p.manifest.id == id);
                 point.is_some_and(|p| p.is_whole() && p.manifest.state == State::Complete)
             });
-            if succeeded {
+            if succeeded && report.missed.is_empty() {
                 notes.extend(prune::apply(place, catalogue, &policy).await.into_notes());
             }
+        }
+        self.tidy_repositories(&fresh, &policy, report).await;
+    }
+
+    /// Retention of the snapshots that the store keeps, after the manifests: a record leaves before its data.
+    async fn tidy_repositories(&self, fresh: &[Result<Catalogue>], policy: &prune::Policy<'_>, report: &mut RunReport) {
+        let keeps = self.service.repository_keeps();
+        let complete = |id: &str| {
+            let at =
+                |c: &Catalogue| c.points.iter().any(|p| p.manifest.id == id && p.manifest.state == State::Complete);
+            fresh.iter().flatten().any(at)
+        };
+        let Some(id) = report.id.clone().filter(|id| !keeps.is_empty() && report.missed.is_empty() && complete(id))
+        else {
+            return;
+        };
+        let repositories = held::ask(self.engine, self.name).await.unwrap_or_default();
+        for (repository, keep) in repositories.iter().filter_map(|r| Some((r, keeps.get(&r.name)?))) {
+            let newest = |held: &Vec<Held>| held.iter().any(|h| h.point == id && h.state == HeldState::Whole);
+            let mut notes = Vec::new();
+            if repository.held.as_ref().is_ok_and(newest) {
+                let pruned = held::prune(self.engine, self.name, repository, keep, fresh, policy).await;
+                notes = pruned.into_notes();
+            }
+            report.places.push(PlaceReport {
+                name: format!("repository {}", repository.name),
+                wanted: true,
+                failure: None,
+                notes,
+            });
         }
     }
 

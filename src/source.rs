@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artefact::ArtefactSink;
 use crate::config::SourceConfig;
-use crate::error::Result;
-use crate::manifest::{Artefact, Consistency, Manifest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{Artefact, Consistency, External, Manifest};
 use crate::monitor::Monitor;
 use crate::units::Clock;
 
 pub mod blobdir;
 pub mod couchdb;
+pub mod elasticsearch;
 pub mod postgres;
 
 /// What every long call is given. Holds no global state.
@@ -40,6 +41,12 @@ pub struct Context {
     pub monitor: Arc<dyn Monitor>,
     /// The manifest of the newest complete point of this service, if there is one.
     pub previous: Option<Arc<Manifest>>,
+    /// This installation's id: marks what a store keeps for it.
+    pub agent_id: String,
+    /// Id of the point that is being made; `None` outside of a backup.
+    pub point: Option<String>,
+    /// Ids of points of this service that were begun and came to nothing: `cleanup` removes what the store keeps of them.
+    pub unfinished: Vec<String>,
 }
 
 /// A store that can be backed up: one value per configured service.
@@ -90,6 +97,51 @@ pub trait Source: fmt::Debug + Send + Sync {
         let _ = cx;
         Ok(())
     }
+    /// The snapshots that the store itself keeps for this service; none for stores that keep none. An error of one
+    /// repository does not hide the others.
+    async fn held(&self, _: &Context) -> Result<Vec<Repository>> {
+        Ok(Vec::new())
+    }
+    /// Removes one snapshot that the store keeps. Refuses one that this service and agent did not make; that it is gone
+    /// already is no error.
+    async fn forget(&self, _: &Context, _: &External) -> Result<()> {
+        Err(Error::new(ErrorKind::Internal, format!("{} keeps no snapshots", self.kind())))
+    }
+}
+
+/// A place at the store where it keeps snapshots.
+#[derive(Debug)]
+pub struct Repository {
+    /// Its name at the store.
+    pub name: String,
+    /// What it holds of this service, of any agent; an error when it could not be found out.
+    pub held: Result<Vec<Held>>,
+}
+
+/// A snapshot that a store keeps.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// As a manifest names it.
+    pub external: External,
+    /// Id of the point that it was made for.
+    pub point: String,
+    /// Whether this installation made it.
+    pub ours: bool,
+    /// What the store says of it.
+    pub state: HeldState,
+}
+
+/// What a store says of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldState {
+    /// All of it is there.
+    Whole,
+    /// Something is missing in it.
+    Partial,
+    /// It is still being made.
+    Running,
+    /// It cannot be used.
+    Failed,
 }
 
 /// Answer of [`Source::probe`].
@@ -121,6 +173,11 @@ pub struct Captured {
     pub warnings: Vec<String>,
     /// Reasons why this point is *suspect*; empty for a good one.
     pub suspect: Vec<String>,
+    /// Snapshots of this point that the store itself keeps.
+    pub external: Vec<External>,
+    /// What was to be made besides, and was not, each with its reason: the point is *incomplete*, and nothing is pruned.
+    /// For the person at the terminal, not for the manifest: names are allowed.
+    pub missed: Vec<String>,
 }
 
 /// Plain bytes of one artefact. End of file is returned only after length and digests matched the manifest;
@@ -175,6 +232,32 @@ pub struct RestoreRequest {
     pub only_finish: bool,
     /// How long a started server may take to end its recovery.
     pub wait: Option<Duration>,
+    /// Only indices and data streams that match one of these patterns.
+    pub indices: Vec<String>,
+    /// Other names of indices come back too.
+    pub aliases: bool,
+    /// Cluster settings and templates come back too.
+    pub global_state: bool,
+    /// Restore what there is of an index that was not captured whole.
+    pub allow_partial: bool,
+}
+
+impl RestoreRequest {
+    /// For sources without indices: what is asked for must not be ignored.
+    pub(crate) fn refuse_indices(&self) -> Result<()> {
+        let foreign = [
+            ("--index", !self.indices.is_empty()),
+            ("--aliases", self.aliases),
+            ("--global-state", self.global_state),
+            ("--allow-partial", self.allow_partial),
+        ];
+        match foreign.iter().find(|(_, there)| *there) {
+            Some((flag, _)) => {
+                Err(Error::new(ErrorKind::Usage, format!("{flag} is for Elasticsearch and OpenSearch only")))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a restore did.
@@ -289,7 +372,7 @@ pub struct Driver {
 }
 
 /// All kinds, in the order of the documentation.
-pub const DRIVERS: &[Driver] = &[postgres::DRIVER, couchdb::DRIVER, blobdir::DRIVER];
+pub const DRIVERS: &[Driver] = &[postgres::DRIVER, couchdb::DRIVER, blobdir::DRIVER, elasticsearch::DRIVER];
 
 /// Turns a service's settings into its source. Does no input or output.
 pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
@@ -297,5 +380,6 @@ pub fn build(config: &SourceConfig) -> Arc<dyn Source> {
         SourceConfig::Postgres(c) => Arc::new(postgres::Postgres::new(*c.clone())),
         SourceConfig::Couchdb(c) => Arc::new(couchdb::Couchdb::new(*c.clone())),
         SourceConfig::Blobdir(c) => Arc::new(blobdir::Blobdir::new(c.clone())),
+        SourceConfig::Elasticsearch(c) => Arc::new(elasticsearch::Elasticsearch::new(*c.clone())),
     }
 }

@@ -37,6 +37,7 @@ pub struct Report {
 pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Level) -> Result<Report> {
     let manifest = &chosen.point.manifest;
     let missing = chosen.point.missing.iter().map(|a| format!("artefact {a} is not there as it was stored"));
+    let missing = missing.chain(chosen.point.gone.iter().cloned());
     let mut report = Report {
         place: chosen.place.name().to_owned(),
         id: manifest.id.clone(),
@@ -44,6 +45,10 @@ pub async fn verify(engine: &Engine, service: &str, chosen: &Chosen, level: Leve
         counts: BTreeMap::new(),
         problems: missing.collect(),
     };
+    if let Some(why) = chosen.point.unseen.first() {
+        let text = format!("could not find out whether the snapshots of {} are there", manifest.id);
+        return Err(Error::new(ErrorKind::Unavailable, text).caused_by(why.clone()));
+    }
     let present = manifest.artefacts.iter().filter(|a| !chosen.point.missing.iter().any(|m| m.name == a.name));
     if level >= Level::Digest {
         for artefact in present {

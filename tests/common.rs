@@ -6,6 +6,7 @@ pub mod memory;
 pub mod postgres;
 pub(crate) mod rgw;
 pub(crate) mod s3_fault;
+pub(crate) mod search;
 pub(crate) mod smtpd;
 
 use std::io::Write as _;

@@ -39,6 +39,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("drill", 4),
     ("engine", 4),
     ("legacy", 4),
+    ("held", 4),
     ("lock", 4),
     ("prune", 4),
     ("restore", 4),

@@ -17,6 +17,7 @@ mod config_invalid;
 mod configuration_doc;
 mod couchdb;
 mod drill;
+mod elasticsearch;
 mod faults;
 mod fleet;
 mod format;

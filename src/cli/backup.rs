@@ -157,7 +157,7 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
         "message_type": "backup", "service": report.service, "id": report.id, "cadence": report.cadence,
         "reason": report.reason, "dry_run": dry_run, "started": report.started, "finished": report.finished,
         "plain_bytes": report.plain_bytes, "stored_bytes": report.stored_bytes, "counts": report.counts,
-        "suspect": report.suspect, "warnings": report.warnings, "places": places,
+        "suspect": report.suspect, "missed": report.missed, "warnings": report.warnings, "places": places,
     }));
     app.say(headline(report, dry_run));
     for warning in &report.warnings {
@@ -165,6 +165,9 @@ fn show(app: &App, report: &RunReport, dry_run: bool) {
     }
     for reason in &report.suspect {
         app.say(format!("  suspect: {reason}"));
+    }
+    for reason in &report.missed {
+        app.say(format!("  missed: {reason}"));
     }
     for place in &report.places {
         match (&report.id, &place.failure) {

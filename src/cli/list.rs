@@ -157,9 +157,10 @@ impl Row {
 /// A word, and why it is not good.
 fn state_for_people(point: &Point) -> (&'static str, String) {
     let m = &point.manifest;
-    let missing: Vec<String> = point.missing.iter().map(ToString::to_string).collect();
+    let missing = point.lacks();
     match m.state {
         _ if !missing.is_empty() => ("INCOMPLETE", missing.join(", ")),
+        _ if !point.unseen.is_empty() => ("UNKNOWN", point.unseen.join(", ")),
         State::Complete => ("complete", m.accepted.map_or_else(String::new, |_| "accepted by hand".to_owned())),
         State::Suspect => ("SUSPECT", m.suspect_reasons.join(", ")),
     }
@@ -193,6 +194,7 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &P
         let m = &point.manifest;
         let state = match m.state {
             _ if !point.is_whole() => "incomplete",
+            _ if !point.unseen.is_empty() => "unknown",
             State::Complete => "complete",
             State::Suspect => "suspect",
         };
@@ -205,7 +207,8 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &P
             "cadence": m.cadence, "kind": m.kind, "method": m.method, "started": m.started,
             "age_seconds": (now - m.started).num_seconds(), "plain_bytes": m.plain_bytes(),
             "stored_bytes": m.stored_bytes(), "state": state, "suspect_reasons": m.suspect_reasons,
-            "missing": point.missing.iter().map(|m| &m.name).collect::<Vec<_>>(),
+            "missing": point.missing.iter().map(|m| &m.name).chain(&point.gone).collect::<Vec<_>>(), "unseen": point.unseen,
+            "external": m.external,
             "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
             "agent_id": m.agent.id, "warnings": m.warnings, "drill": drill,
         }));

@@ -9,8 +9,9 @@ use crate::catalogue;
 use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::held;
 use crate::lock::Lock;
-use crate::prune::{self, Policy};
+use crate::prune::{self, Policy, Pruned};
 use crate::retention::Action;
 
 /// Prunes every place of the services asked for.
@@ -89,35 +90,57 @@ async fn one(app: &App, engine: &Engine, service: &str, args: &PruneArgs) -> Res
     let agent_id = engine.agent_id()?;
     let host = engine.host()?;
     let places = engine.places_from(service, args.from.as_deref())?;
+    let catalogues = engine.catalogues(&places, &host, service).await;
     let proven = records::all(engine, service, &host, &places).await.to_protect();
     let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &proven };
     let mut failures = 0;
-    for place in places {
-        let found = match catalogue::read(&place, &host, service).await {
+    for (place, found) in places.iter().zip(&catalogues) {
+        let found = match found {
             Ok(found) => found,
             Err(err) => {
-                app.complain(&err);
+                app.complain(err);
                 failures += 1;
                 continue;
             }
         };
-        let decisions = prune::decide(&place, &found, &policy);
-        app.say(format!("{service} at {}:", place.name()));
-        for d in &decisions {
-            let word = if d.action == Action::Keep { "keep" } else { "remove" };
-            app.emit(&json!({"message_type": "decision", "service": service, "destination": place.name(),
-                "id": d.id, "action": d.action, "reason": d.reason, "dry_run": dry_run}));
-            app.say(format!("  {word:6}  {}  {}", d.id, d.reason));
+        let done = match dry_run {
+            true => Pruned { decisions: prune::decide(place, found, &policy), ..Pruned::default() },
+            false => prune::apply(place, found, &policy).await,
+        };
+        failures += usize::from(!done.problems.is_empty());
+        show(app, engine, service, place.name(), &done, dry_run);
+    }
+    let keeps = engine.service(service)?.repository_keeps();
+    let repositories = if keeps.is_empty() { Vec::new() } else { held::ask(engine, service).await? };
+    for (repository, keep) in repositories.iter().filter_map(|r| Some((r, keeps.get(&r.name)?))) {
+        if let Err(err) = &repository.held {
+            app.complain(err);
+            failures += 1;
+            continue;
         }
-        if !dry_run {
-            let done = prune::apply(&place, &found, &policy).await;
-            failures += usize::from(!done.problems.is_empty());
-            for problem in &done.problems {
-                engine.monitor.warn(&format!("{} at {}: {problem}", service, place.name()));
-            }
-            app.emit(&json!({"message_type": "pruned", "service": service, "destination": place.name(),
-                "removed": done.removed, "problems": done.problems}));
-        }
+        let done = match dry_run {
+            true => Pruned { decisions: held::decide(repository, keep, &catalogues, &policy), ..Pruned::default() },
+            false => held::prune(engine, service, repository, keep, &catalogues, &policy).await,
+        };
+        failures += usize::from(!done.problems.is_empty());
+        show(app, engine, service, &format!("repository {}", repository.name), &done, dry_run);
     }
     Ok(failures)
+}
+
+fn show(app: &App, engine: &Engine, service: &str, at: &str, done: &Pruned, dry_run: bool) {
+    app.say(format!("{service} at {at}:"));
+    for d in &done.decisions {
+        let word = if d.action == Action::Keep { "keep" } else { "remove" };
+        app.emit(&json!({"message_type": "decision", "service": service, "destination": at,
+            "id": d.id, "action": d.action, "reason": d.reason, "dry_run": dry_run}));
+        app.say(format!("  {word:6}  {}  {}", d.id, d.reason));
+    }
+    if !dry_run {
+        for problem in &done.problems {
+            engine.monitor.warn(&format!("{service} at {at}: {problem}"));
+        }
+        app.emit(&json!({"message_type": "pruned", "service": service, "destination": at,
+            "removed": done.removed, "problems": done.problems}));
+    }
 }

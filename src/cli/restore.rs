@@ -43,6 +43,10 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         keep_standby: args.keep_standby,
         no_replicator: args.no_replicator,
         only_finish: args.only_finish,
+        indices: args.index.clone(),
+        aliases: args.aliases,
+        global_state: args.global_state,
+        allow_partial: args.allow_partial,
         wait: args.wait.map(|w| w.0).or(Some(Duration::from_secs(3600))),
     };
     let restored = restore::restore(&engine, &args.service, &chosen, &request).await?;

@@ -10,6 +10,7 @@ use crate::units::{Cadence, Span, is_name};
 
 mod kinds;
 mod mail;
+mod search;
 
 /// Something that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +123,7 @@ impl Found {
             ("postgres", service.postgres.is_some()),
             ("couchdb", service.couchdb.is_some()),
             ("blobdir", service.blobdir.is_some()),
+            ("elasticsearch", service.elasticsearch.is_some()),
         ]);
         if let Some(postgres) = &service.postgres {
             self.at(&["postgres"], |f| f.postgres(postgres));
@@ -131,6 +133,9 @@ impl Found {
         }
         if let Some(blobdir) = &service.blobdir {
             self.at(&["blobdir"], |f| f.blobdir(blobdir, config));
+        }
+        if let Some(elasticsearch) = &service.elasticsearch {
+            self.at(&["elasticsearch"], |f| f.elasticsearch(elasticsearch, service, config));
         }
         if let Some(dir) = &service.backup_dir {
             self.absolute("backup_dir", dir);

@@ -1,13 +1,14 @@
 //! Settings of the kinds of sources and destinations.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::SecretRef;
-use super::{Config, Service, mib};
-use crate::units::{Bytes, Span};
+use super::{Config, Keep, Service, mib};
+use crate::units::{Bytes, Cadence, Span};
 
 /// The settings of a service's kind.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,8 @@ pub enum SourceConfig {
     Couchdb(Box<CouchdbConfig>),
     /// A directory of files.
     Blobdir(BlobdirConfig),
+    /// An Elasticsearch or OpenSearch cluster.
+    Elasticsearch(Box<ElasticsearchConfig>),
 }
 
 impl SourceConfig {
@@ -27,6 +30,7 @@ impl SourceConfig {
             Self::Postgres(c) => c.data_dir.clone(),
             Self::Couchdb(c) => Some(c.data_dir.clone()),
             Self::Blobdir(c) => Some(c.path.clone()),
+            Self::Elasticsearch(_) => None,
         }
     }
 }
@@ -34,13 +38,42 @@ impl SourceConfig {
 impl Service {
     /// The kind that is configured; the parser has made sure that it is exactly one.
     pub fn source(&self) -> Option<SourceConfig> {
-        match (&self.postgres, &self.couchdb, &self.blobdir) {
-            (Some(c), None, None) => {
+        match (&self.postgres, &self.couchdb, &self.blobdir, &self.elasticsearch) {
+            (Some(c), None, None, None) => {
                 Some(SourceConfig::Postgres(Box::new(PostgresConfig { run_as: self.user.clone(), ..c.clone() })))
             }
-            (None, Some(c), None) => Some(SourceConfig::Couchdb(Box::new(c.clone()))),
-            (None, None, Some(c)) => Some(SourceConfig::Blobdir(c.clone())),
+            (None, Some(c), None, None) => Some(SourceConfig::Couchdb(Box::new(c.clone()))),
+            (None, None, Some(c), None) => Some(SourceConfig::Blobdir(c.clone())),
+            (None, None, None, Some(c)) => Some(SourceConfig::Elasticsearch(Box::new(c.clone()))),
             _ => None,
+        }
+    }
+
+    /// For each repository in which the store itself keeps snapshots: how many. Without a number of its own, as many as
+    /// any place of the service keeps points.
+    pub fn repository_keeps(&self) -> BTreeMap<String, Keep> {
+        let Some(elasticsearch) = &self.elasticsearch else { return BTreeMap::new() };
+        let of = |r: &RepositoryConfig| r.keep.clone().unwrap_or_else(|| self.widest_keep());
+        elasticsearch.repositories.iter().map(|(name, r)| (name.clone(), of(r))).collect()
+    }
+
+    /// The destination whose keys serve to look into the bucket of a repository.
+    pub fn look_with(&self, repository: &str) -> Option<&str> {
+        self.elasticsearch.as_ref()?.repositories.get(repository)?.look_with.as_deref()
+    }
+
+    /// Per cadence, the most that any place of the service keeps.
+    pub(super) fn widest_keep(&self) -> Keep {
+        let own =
+            (self.backup_dir.is_some() || self.destinations.iter().any(|d| d.keep.is_none())).then_some(&self.keep);
+        let all: Vec<&Keep> = own.into_iter().chain(self.destinations.iter().filter_map(|d| d.keep.as_ref())).collect();
+        let most = |cadence| all.iter().filter_map(|k| k.get(cadence)).max();
+        Keep {
+            hourly: most(Cadence::Hourly),
+            daily: most(Cadence::Daily),
+            weekly: most(Cadence::Weekly),
+            monthly: most(Cadence::Monthly),
+            yearly: most(Cadence::Yearly),
         }
     }
 }
@@ -223,6 +256,92 @@ pub struct BlobdirConfig {
     pub max_vanished: u64,
 }
 
+/// An Elasticsearch (1.7 to 9) or OpenSearch (1 to 3) cluster, by its snapshot API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ElasticsearchConfig {
+    /// Address of a node or of what stands before the cluster, such as `http://127.0.0.1:9200`.
+    pub url: String,
+    /// User name, for basic authentication.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Where the user's password is: `{file: PATH}`, `{env: NAME}` or `{credential: NAME}`.
+    #[serde(default, deserialize_with = "super::secret::long_form")]
+    pub password: Option<SecretRef>,
+    /// Where an API key of Elasticsearch is, in the encoded form (base64 of `id:key`); instead of a user.
+    #[serde(default, deserialize_with = "super::secret::long_form")]
+    pub api_key: Option<SecretRef>,
+    /// PEM file of an additional certificate authority.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Where the cluster keeps snapshots, by the name of the repository. Each run makes one in every repository.
+    pub repositories: BTreeMap<String, RepositoryConfig>,
+    /// Only indices and data streams that match one of these patterns (`*`, `?`). Names that begin with a dot need a pattern that does.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Without those that match one of these patterns.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Cluster settings and templates are part of the snapshot too.
+    #[serde(default)]
+    pub global_state: bool,
+    /// A snapshot that is not done after this time is aborted; must be less than `timeout` of the service.
+    #[serde(default = "default_snapshot_timeout")]
+    pub snapshot_timeout: Span,
+    /// How long to wait while somebody else makes a snapshot.
+    #[serde(default = "default_wait_for_others")]
+    pub wait_for_others: Span,
+    /// A single request is given up after this time.
+    #[serde(default = "default_search_call_timeout")]
+    pub call_timeout: Span,
+}
+
+/// A snapshot repository; exactly one of `fs`, `s3` and `existing`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// A directory that all nodes share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs: Option<FsRepository>,
+    /// A bucket, which the nodes write to with keys of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Repository>,
+    /// The cluster has it already, of whatever type: its settings are left alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// More settings of the repository, as the cluster knows them, such as `max_snapshot_bytes_per_sec: 40mb`.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Name of an S3 destination whose endpoint, region and keys serve to look into the bucket; default: the destination that is being checked.
+    #[serde(default)]
+    pub look_with: Option<String>,
+    /// How many snapshots stay in it; default: as many as any place of the service keeps points.
+    #[serde(default)]
+    pub keep: Option<Keep>,
+}
+
+/// A repository in a directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FsRepository {
+    /// The directory as the nodes see it, below one of their `path.repo`; a relative one lies below the first of these.
+    pub location: String,
+}
+
+/// A repository in a bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Repository {
+    /// The bucket's name.
+    pub bucket: String,
+    /// Path in the bucket; default: its root.
+    #[serde(default)]
+    pub base_path: Option<String>,
+    /// Which keys of the nodes' keystores are used: `s3.client.NAME.access_key`.
+    #[serde(default = "default_s3_client")]
+    pub client: String,
+}
+
 /// A place for copies; exactly one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -370,6 +489,18 @@ fn default_readers() -> u32 {
 }
 fn default_vanished() -> u64 {
     10_000
+}
+fn default_snapshot_timeout() -> Span {
+    Span::from_hours(2)
+}
+fn default_wait_for_others() -> Span {
+    Span::from_secs(1800)
+}
+fn default_search_call_timeout() -> Span {
+    Span::from_secs(60)
+}
+fn default_s3_client() -> String {
+    "default".into()
 }
 fn default_region() -> String {
     "us-east-1".into()

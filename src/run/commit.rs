@@ -31,6 +31,7 @@ pub(super) async fn commit(
 ) -> Result<()> {
     report.counts = captured.counts.clone();
     report.warnings.extend(captured.warnings.iter().cloned());
+    report.missed = captured.missed.clone();
     let mut draft = draft(run, source, cadence, id, captured);
     if let Some(artefacts) = legs.iter().find_map(|l| sink.artefacts_at(l)) {
         draft.artefacts = artefacts;
@@ -84,7 +85,7 @@ fn draft(run: &Run<'_>, source: &dyn Source, cadence: Cadence, id: &str, capture
         limits: Limits { max_age_seconds, max_drill_age_seconds: config.check.max_drill_age.map(|s| s.as_secs()) },
         artefacts: Vec::new(),
         sums: None,
-        external: Vec::new(),
+        external: captured.external,
         consistency: captured.consistency,
         server_version: captured.server_version,
         position: captured.position,

@@ -129,6 +129,8 @@ fn lone(manifest: &Manifest) -> Point {
         manifest_at: Location::newest(""),
         folder: String::new(),
         missing: Vec::new(),
+        gone: Vec::new(),
+        unseen: Vec::new(),
     }
 }
 

@@ -185,6 +185,8 @@ impl Source for Blobdir {
             counts: tally.into_counts(),
             attributes: std::collections::BTreeMap::new(),
             suspect: Vec::new(),
+            external: Vec::new(),
+            missed: Vec::new(),
         })
     }
 

@@ -286,6 +286,8 @@ fn judged(cx: &Context, taken: Taken) -> Captured {
         attributes,
         warnings,
         suspect,
+        external: Vec::new(),
+        missed: Vec::new(),
     }
 }
 

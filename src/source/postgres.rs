@@ -113,6 +113,7 @@ impl Source for Postgres {
             return Err(Error::new(ErrorKind::Usage, "a PostgreSQL server is no CouchDB node")
                 .hint("leave out `--no-replicator` and `--only-finish`."));
         }
+        request.refuse_indices()?;
         match point.manifest.method.as_str() {
             "plain" => self.restore_plain(cx, point, request).await,
             "dump" => self.restore_dump(cx, point, request).await,

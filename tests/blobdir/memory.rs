@@ -135,5 +135,8 @@ pub fn context(workdir: &Path) -> Context {
         workdir: workdir.to_path_buf(),
         monitor: Arc::new(Silent),
         previous: None,
+        agent_id: "agent".into(),
+        point: None,
+        unfinished: Vec::new(),
     }
 }

@@ -26,6 +26,9 @@ pub(crate) fn context(service: &str, workdir: &std::path::Path) -> Context {
         workdir: workdir.into(),
         monitor: Arc::new(Silent),
         previous: None,
+        agent_id: "agent".into(),
+        point: None,
+        unfinished: Vec::new(),
     }
 }
 
@@ -81,7 +84,7 @@ impl Memory {
             accepted: None,
             limits: Limits::default(),
             artefacts: artefacts.collect(),
-            external: Vec::new(),
+            external: captured.external.clone(),
             consistency: captured.consistency,
             server_version: captured.server_version.clone(),
             position: captured.position.clone(),

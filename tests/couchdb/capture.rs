@@ -62,6 +62,26 @@ async fn indexes_come_first_then_the_maps_then_the_shards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_shards_are_streamed_and_checked_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack(dir.path());
+    let (good, bad) = (shard(LOW, "plain"), shard(LOW, "user/foo"));
+    // What was written and not committed when the file was opened: CouchDB passes over it, and so do we.
+    let tail: Vec<u8> = (0..9_500_000_u32).map(|n| n.to_le_bytes()[1] | 2).collect();
+    let whole = fs::read(data.join(&good)).unwrap();
+    fs::write(data.join(&good), [&whole, &tail[..]].concat()).unwrap();
+    fs::write(data.join(&bad), &tail[..3_000_000]).unwrap();
+    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    let (line, said) = (taken.line("path", &good), truth()[&good].clone());
+    assert_eq!((&line["doc_count"], &line["update_seq"]), (&said["doc_count"], &said["update_seq"]));
+    assert_eq!(line["size"].as_u64().unwrap(), (whole.len() + tail.len()) as u64);
+    assert_eq!(taken.captured.suspect.len(), 1);
+    assert_eq!(taken.line("path", &bad)["damage"], "it has no valid header");
+    let problems = taken.verify().await.problems;
+    assert_eq!(problems, [format!("{bad} is damaged: it has no valid header")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn checking_headers_only_finds_less_and_verification_finds_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let data = unpack(dir.path());

@@ -26,6 +26,15 @@ pub(super) fn unpack(dir: &Path) -> PathBuf {
     dir.join("data")
 }
 
+/// The same with the maps of a cluster: `copies` or `split`.
+pub(super) fn unpack_cluster(dir: &Path, which: &str) -> PathBuf {
+    let data = unpack(dir);
+    let packed = fs::File::open(format!("{FILES}/dbs-3.4.3.tar.zst")).unwrap();
+    tar::Archive::new(zstd::stream::read::Decoder::new(packed).unwrap()).unpack(dir).unwrap();
+    fs::rename(dir.join(format!("{which}.couch")), data.join("_dbs.couch")).unwrap();
+    data
+}
+
 /// What the node said of each shard.
 pub(super) fn truth() -> BTreeMap<String, Value> {
     serde_json::from_str(&fs::read_to_string(format!("{FILES}/couchdb-3.4.3.json")).unwrap()).unwrap()

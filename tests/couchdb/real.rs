@@ -11,7 +11,7 @@ use backstay::source::{RestoreRequest, Source as _};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::data::{Taken, config};
+use super::data::{Taken, config, unpack_cluster};
 use super::node::{Node, installation, quote};
 
 /// Restores into a stopped node and lets the restore start it.
@@ -90,6 +90,21 @@ async fn one_database(new: &Node, source: &Couchdb, taken: &Taken, before: &BTre
     assert_eq!(new.ask(Method::DELETE, "/plain", None).await.0, 200);
     source.restore(&taken.cx, &taken.point(), &one("plain", None)).await.unwrap();
     assert!(new.everything("plain").await == before["plain"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_of_a_cluster_that_had_everything_becomes_a_node_of_its_own() {
+    let Some(couchdb) = installation() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack_cluster(dir.path(), "copies");
+    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    let new = Node::new(&couchdb, &dir.path().join("new"), "new");
+    let source = Couchdb::new(config(&new.data(), &new.settings()));
+    let restored = source.restore(&taken.cx, &taken.point(), &whole()).await.unwrap();
+    assert_eq!(restored.counts["databases_compared"], 11);
+    let shards = new.get("/plain/_shards").await;
+    assert_eq!(shards["shards"], json!({"00000000-7fffffff": [new.name], "80000000-ffffffff": [new.name]}));
+    new.put("/plain/new", &json!({})).await;
 }
 
 /// The commands of a document's section "By hand".
@@ -244,7 +259,7 @@ async fn churn_on(node: Arc<Node>, stop: Arc<AtomicBool>) {
             node.post(&format!("/{db}/_compact"), &json!({})).await;
         }
         node.get("/user%2Ffoo/_design/v/_view/by_n?limit=1").await;
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             node.ask(Method::DELETE, &format!("/short-lived-{}", n - 1), None).await;
             node.ask(Method::DELETE, &format!("/{db}"), None).await;
         }

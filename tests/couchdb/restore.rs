@@ -9,7 +9,7 @@ use backstay::error::ErrorKind;
 use backstay::source::couchdb::{Couchdb, Moment};
 use backstay::source::{RestoreRequest, Source as _};
 
-use super::data::{LOW, Taken, config, shard, unpack};
+use super::data::{LOW, Taken, config, shard, unpack, unpack_cluster};
 
 /// Every file below a directory, with its content.
 fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -201,4 +201,40 @@ async fn the_configuration_leaves_the_host_by_an_explicit_word_and_comes_back_be
     let beside = dir.path().join("target.config-20261120T000312Z");
     let text = fs::read_to_string(beside.join("local.d/admins.ini")).unwrap();
     assert_eq!(text, "[admins]\nadmin = -pbkdf2-x\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_every_range_is_enough_for_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack_cluster(dir.path(), "copies");
+    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    assert_eq!(taken.captured.suspect, Vec::<String>::new());
+    let attributes = &taken.captured.attributes;
+    assert_eq!((attributes["node"].as_str(), attributes["nodes"].as_str()), ("couch-a@127.0.0.1", "2"));
+    assert_eq!(taken.verify().await.problems, Vec::<String>::new());
+    let restored = taken.source.restore(&taken.cx, &taken.point(), &to(&dir.path().join("target"))).await.unwrap();
+    assert_eq!(restored.counts["databases"], 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_a_part_of_a_cluster_is_captured_whole_and_not_restored_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = unpack_cluster(dir.path(), "split");
+    fs::remove_dir_all(data.join("shards/80000000-ffffffff")).unwrap();
+    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    assert_eq!(taken.captured.suspect, Vec::<String>::new(), "the other ranges are not this node's");
+    assert_eq!(taken.verify().await.problems, Vec::<String>::new());
+    let target = dir.path().join("target");
+    let refused = taken.source.restore(&taken.cx, &taken.point(), &to(&target)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Refused);
+    let report = refused.report();
+    assert!(report.contains("the point holds the shards of node couch-a@127.0.0.1 alone"), "{report}");
+    assert!(report.contains("restore the points of all nodes of the cluster by hand"), "{report}");
+    assert!(!target.exists());
+    let other = Couchdb::new(config(&data, r#", "node": "couch-c@127.0.0.1""#));
+    let wrong = Taken::of(other, dir.path()).await.unwrap();
+    assert_eq!(wrong.captured.suspect.len(), 1, "nothing of what that node should have is there");
+    let nobody = Couchdb::new(config(&data, r#", "node": "nobody@127.0.0.1""#));
+    let failed = Taken::of(nobody, dir.path()).await.map(drop).unwrap_err();
+    assert!(failed.report().contains("set `node` to the one that this is, of: couch-a@127.0.0.1, couch-c@127.0.0.1"));
 }

@@ -118,7 +118,7 @@ impl Found {
         }
     }
 
-    fn patterns(&mut self, key: &str, patterns: &[String]) {
+    pub(super) fn patterns(&mut self, key: &str, patterns: &[String]) {
         for (index, pattern) in patterns.iter().enumerate() {
             if GlobBuilder::new(pattern).build().is_err() {
                 self.wrong(&format!("{key}.{index}"), format!("not a pattern: \"{pattern}\""));

@@ -29,6 +29,7 @@ pub(super) async fn restore(
     point: &PointReader,
     request: &RestoreRequest,
 ) -> Result<Restored> {
+    request.refuse_indices()?;
     refuse_foreign(request)?;
     let owner = request.owner.as_deref().map(parse_owner).transpose()?;
     let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Couchdb;
 use super::inventory::{DatabaseLine, Inventory};
 use super::node::{Counts, Identity, Node};
-use super::restore::{full, shards_of};
+use super::restore::shards_of;
 use super::shard_map::{self, ShardMap, is_replicator};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Context, Restored};
@@ -116,7 +116,7 @@ impl Finish<'_> {
     /// Before its map can take effect: a file that is not there would be made, empty.
     fn missing_file(&self, db: &str) -> Option<String> {
         let root = &self.source.config.data_dir;
-        let lost = |path: &String| full(root, path).metadata().map_or(true, |meta| meta.len() == 0);
+        let lost = |path: &String| root.join(path).metadata().map_or(true, |meta| meta.len() == 0);
         // Where the directory cannot be seen at all, only the counts of the node can tell.
         let visible = root.join(super::DBS).exists();
         shards_of(self.inventory, db).into_iter().map(|(_, path)| path).find(|path| visible && lost(path))

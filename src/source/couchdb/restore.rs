@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,7 +14,7 @@ use super::finish::Finish;
 use super::inventory::Inventory;
 use super::node::Node;
 use super::shard_map::{is_replicator, shard_path};
-use super::{Couchdb, DBS, point, walk};
+use super::{Couchdb, point};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
 use crate::pipeline::archive::acl::{group_id, user_id};
@@ -127,8 +127,8 @@ impl Wanted {
     }
 
     /// Not the members of a cluster, and nothing of databases that do not come back.
-    fn takes(&self, member: &Member) -> bool {
-        let path = String::from_utf8_lossy(&member.path);
+    fn takes(&self, path: &[u8]) -> bool {
+        let path = String::from_utf8_lossy(path);
         if path == "_nodes.couch" {
             return false;
         }
@@ -186,32 +186,11 @@ fn extract_wanted(data: impl Read, into: &Path, rules: Rules, wanted: &Wanted) -
         seen.insert(String::from_utf8_lossy(&member.path).into_owned());
         Ok(())
     };
-    let done = extract::extract_some(data, into, rules, &|member| wanted.takes(member), &mut observer)?;
-    let left_out = |path: &str| {
-        let path = path.as_bytes().to_vec();
-        !wanted.takes(&Member { path, kind: MemberKind::File, ..blank() })
-    };
-    match wanted.files.keys().find(|path| !seen.contains(*path) && !left_out(path)) {
+    let done = extract::extract_some(data, into, rules, &|member| wanted.takes(&member.path), &mut observer)?;
+    match wanted.files.keys().find(|path| !seen.contains(*path) && wanted.takes(path.as_bytes())) {
         None => Ok(done),
         Some(path) => Err(Error::new(ErrorKind::Corrupt, format!("{path} is in the inventory but not in the archive"))
             .hint("restore another point; nothing at the target was changed.")),
-    }
-}
-
-fn blank() -> Member {
-    Member {
-        path: Vec::new(),
-        kind: MemberKind::File,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: crate::pipeline::archive::Stamp::default(),
-        size: 0,
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
     }
 }
 
@@ -373,15 +352,4 @@ fn parse_owner(text: &str) -> Result<(u32, u32)> {
 pub(super) fn shards_of(inventory: &Inventory, db: &str) -> Vec<(String, String)> {
     let Some(line) = inventory.databases.get(db) else { return Vec::new() };
     line.ranges.iter().map(|range| (range.clone(), shard_path(range, db, &line.suffix))).collect()
-}
-
-/// Whether a path of the archive is needed for its maps.
-pub(super) fn is_maps(path: &[u8]) -> bool {
-    path == DBS.as_bytes()
-}
-
-/// Paths below a data directory.
-pub(super) fn full(root: &Path, path: &str) -> PathBuf {
-    debug_assert!(walk::is_shard(path));
-    root.join(path)
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::inventory::{DatabaseLine, Inventory};
 use super::node::{Identity, Node};
-use super::restore::{is_maps, shards_of};
+use super::restore::shards_of;
 use super::shard_map::{self, is_db, shard_path};
 use super::{Couchdb, DBS, finish, point};
 use crate::error::{Error, ErrorKind, Result};
@@ -139,8 +139,9 @@ async fn extract_one(
         .collect();
     let (into, db) = (partial.dir.clone(), line.db.clone());
     let outcome = point::blocking(move || {
-        let takes =
-            |member: &crate::pipeline::archive::Member| wanted.contains_key(&member.path) || is_maps(&member.path);
+        let takes = |member: &crate::pipeline::archive::Member| {
+            wanted.contains_key(&member.path) || member.path == DBS.as_bytes()
+        };
         let mut missing = wanted.len();
         let done = extract::extract_some(data, &into, Rules::default(), &takes, &mut |member, digest| {
             let Some(blake3) = wanted.get(&member.path) else { return Ok(()) };

@@ -98,5 +98,7 @@ pub(super) fn logical(server: &Server, databases: u64, tables: u64, rows: u64) -
         attributes,
         warnings: Vec::new(),
         suspect: Vec::new(),
+        external: Vec::new(),
+        missed: Vec::new(),
     }
 }

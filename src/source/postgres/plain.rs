@@ -105,6 +105,8 @@ impl Postgres {
             attributes,
             warnings,
             suspect: copied.suspect,
+            external: Vec::new(),
+            missed: Vec::new(),
         })
     }
 
