@@ -338,7 +338,8 @@ impl Config {
     pub fn hold_secrets(&mut self) {
         let keys = self.destinations.values_mut().filter_map(|d| d.s3.as_mut()?.credentials.as_mut());
         let mail = self.mail.iter_mut().filter_map(|m| m.password.as_mut());
-        keys.chain(mail).for_each(secret::SecretRef::hold);
+        let admins = self.services.values_mut().filter_map(|s| s.couchdb.as_mut()?.password.as_mut());
+        keys.chain(mail).chain(admins).for_each(secret::SecretRef::hold);
     }
     /// The settings of a service's drills: its own, else the top-level ones.
     pub fn drill(&self, service: &Service) -> Drill {

@@ -1,6 +1,7 @@
 """What the role commcare makes of the variables of commcare-cloud."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -79,6 +80,22 @@ class Mapping(unittest.TestCase):
             "db1": ["postgres@s3-postgres", "couchdb@s3-couchdb"], "db2": ["couchdb@s3-couchdb"], "web1": ["blobdb@s3-blobdb"],
             "es1": ["elasticsearch@s3-es"]})
         self.assertEqual(sorted(hosts["monitor1"]["mapping"]["fleet_destinations"]), ["s3-blobdb", "s3-couchdb", "s3-es", "s3-postgres"])
+
+    def test_what_is_made_of_them_is_a_configuration(self):
+        program = os.environ["BACKSTAY"]
+        schema = subprocess.run([program, "config", "schema"], capture_output=True, text=True, check=True).stdout
+        hosts = mapped(
+            postgres_s3=True, postgres_backup_hourly=True, postgresql_version="15", postgresql_data_dir="/opt/data/postgresql/15/main",
+            backup_couch=True, couch_s3=True, COUCH_USERNAME="c", COUCH_PASSWORD="p", couchdb2_local_port=15986, backup_blobdb=True,
+            blobdb_s3=True, backup_es_s3=True, es_local_repo=True, aws_endpoint="s3.example.com", AMAZON_S3_ACCESS_KEY="key",
+            AMAZON_S3_SECRET_KEY="secret")
+        for host, one in hosts.items():
+            services = one["mapping"]["services"]
+            if "elasticsearch" in services and '"elasticsearch"' not in schema:
+                continue
+            config = {"host": host, "services": services, "destinations": one["mapping"]["destinations"]}
+            checked = subprocess.run([program, "config", "check", "--file", "-"], input=json.dumps(config), capture_output=True, text=True, check=False)
+            self.assertEqual(checked.returncode, 0, f"{host}: {checked.stderr}")
 
     def test_words_for_nothing_are_nothing(self):
         hosts = mapped(

@@ -65,6 +65,13 @@ def stripped_program(directory):
     return program
 
 
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
 class Story(unittest.TestCase):
     """What both stories share."""
 
@@ -150,7 +157,7 @@ class Short(Story):
         at = pathlib.Path(self.temporary.name)
         new = at / "new"
         new.write_bytes(self.program.read_bytes() + b"\0" * 16)
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=at)
+        handler = functools.partial(Silent, directory=at)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
