@@ -100,7 +100,8 @@ impl RunReport {
             );
         }
         if !self.missed.is_empty() {
-            let text = format!("service {:?}: restore point {id} is incomplete", self.service);
+            let state = if self.suspect.is_empty() { "incomplete" } else { "suspect" };
+            let text = format!("service {:?}: restore point {id} is {state}", self.service);
             return Some(
                 Error::new(ErrorKind::Incomplete, text)
                     .caused_by(self.missed.join("; "))

@@ -1,5 +1,6 @@
 //! Elasticsearch and OpenSearch: snapshots in real repositories, taken, found, lost, restored and counted.
 
+mod bucket;
 mod fake;
 mod faults;
 mod real;

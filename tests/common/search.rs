@@ -30,6 +30,14 @@ pub(crate) struct Engine(pub(crate) &'static str, pub(crate) &'static str);
 pub(crate) const OPENSEARCH: Engine = Engine("opensearch", "2.19.1");
 pub(crate) const ELASTICSEARCH: Engine = Engine("elasticsearch", "7.17.0");
 
+/// The engine that `tests/matrix-search` asks for, instead of these two.
+pub(crate) fn asked_for() -> Option<Engine> {
+    static ASKED: OnceLock<Option<String>> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| std::env::var("BACKSTAY_SEARCH").ok()).as_deref()?;
+    let (product, version) = asked.split_once(':').expect("BACKSTAY_SEARCH=PRODUCT:VERSION");
+    Some(Engine(product, version))
+}
+
 fn script(args: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
     let errors = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
     // The node outlives the script, so its standard error must not be a pipe.
@@ -73,7 +81,7 @@ pub(crate) fn start(engine: Engine, environment: &[(&str, &str)]) -> Option<Node
 pub(crate) fn shared(engine: Engine) -> Option<Node> {
     static OPEN: OnceLock<Option<Node>> = OnceLock::new();
     static ELASTIC: OnceLock<Option<Node>> = OnceLock::new();
-    let slot = if engine == OPENSEARCH { &OPEN } else { &ELASTIC };
+    let slot = if engine.0 == OPENSEARCH.0 { &OPEN } else { &ELASTIC };
     slot.get_or_init(|| start(engine, &[])).clone()
 }
 
@@ -125,6 +133,10 @@ impl Node {
         let all = self.must("GET", &format!("/_snapshot/{repository}/_all"), None);
         let name = |s: &Value| s["snapshot"].as_str().unwrap().to_owned();
         all["snapshots"].as_array().unwrap().iter().map(name).collect()
+    }
+    /// Elasticsearch 6.
+    pub(crate) fn is_old(&self) -> bool {
+        self.typed
     }
     /// Its process.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {

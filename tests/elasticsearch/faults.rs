@@ -24,6 +24,23 @@ fn as_seen(case: &str, change: impl Fn(&mut Value)) -> Reply {
     Reply::Json(200, json!({"snapshots": [snapshot]}))
 }
 
+fn both(s: &mut Value) {
+    s["indices"] = json!(["a", "lost"]);
+}
+
+fn failed(s: &mut Value) {
+    both(s);
+    s["state"] = json!("FAILED");
+}
+
+fn lacks_one(s: &mut Value) {
+    *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a"], "shards": {"total": 3, "failed": 0}});
+}
+
+fn lacks_shards(s: &mut Value) {
+    *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a", "lost"], "shards": {"total": 2, "failed": 0}});
+}
+
 /// What is asked, the answer, the exit code, what is said.
 fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
     let html = "<html><head><title>502 Bad Gateway</title></head></html>";
@@ -33,24 +50,13 @@ fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
             json!({"type": "security_exception", "reason": "no permissions for [cluster:admin/snapshot/create]"});
         Reply::Json(status, json!({"error": error, "status": status}))
     };
-    let all_failed = |s: &mut Value| {
-        s["indices"] = json!(["a", "lost"]);
-    };
-    let failed = |s: &mut Value| {
-        s["state"] = json!("FAILED");
-        s["indices"] = json!(["a", "lost"]);
-    };
-    let lacks_one = |s: &mut Value| {
-        *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a"], "shards": {"total": 3, "failed": 0}});
-    };
-    let lacks_shards = |s: &mut Value| {
-        *s = json!({"uuid": "u", "state": "SUCCESS", "indices": ["a", "lost"], "shards": {"total": 2, "failed": 0}});
-    };
+    let error = json!({"type": "index_not_found_exception", "reason": "no such index [lost]"});
+    let deleted = Reply::Json(404, json!({"error": error, "status": 404}));
     vec![
         ("get", as_seen("create-empty-pattern", |_| ()), 69, "it has no shards, whatever its state says"),
         (
             "get",
-            as_seen("full-get", all_failed),
+            as_seen("full-get", both),
             69,
             "all 2 shards failed: index a, shard 0: IOException[No space left on device]",
         ),
@@ -73,6 +79,7 @@ fn faults() -> Vec<(&'static str, Reply, i32, &'static str)> {
         ("create", refused(401), 77, "hint: check `username` and `password`, or `api_key`, of the service."),
         ("create", refused(403), 77, "hint: grant the user what docs/elasticsearch.md lists under \"Rights\"."),
         ("create", refused(500), 69, "no permissions for [cluster:admin/snapshot/create] (HTTP status 500)"),
+        ("create", deleted, 66, "no such index [lost] (HTTP status 404)"),
         ("create", Reply::Json(200, json!({})), 69, "the cluster did not accept snapshot"),
         ("create", Reply::Hang, 69, "the cluster did not answer PUT /_snapshot/r/"),
         ("create", Reply::Half, 69, "caused by: could not begin snapshot"),
@@ -172,4 +179,47 @@ fn what_the_store_does_not_say_is_unknown_and_nothing_is_removed() {
     assert_eq!(fake.snapshots(), before);
     fake.heal();
     assert!(at.points().iter().all(|(_, state)| state == "complete"));
+}
+
+/// A server with a certificate of a private authority in `dir`; it ends with its standard input, and answers with a page.
+#[allow(clippy::disallowed_methods, reason = "a server of another program")]
+fn with_tls(dir: &std::path::Path) -> (String, std::process::Child) {
+    use std::process::{Command, Stdio};
+    let openssl = |line: &str| {
+        let done = Command::new("openssl").args(line.split(' ')).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "{line}: {done:?}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    openssl(&format!(
+        "req -x509 {key} -subj /CN=node -keyout node.key -out node.pem -CA ca.pem -CAkey ca.key \
+         -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+    ));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let child = Command::new("openssl")
+        .args(["s_server", "-www", "-cert", "node.pem", "-key", "node.key", "-accept", &format!("127.0.0.1:{port}")])
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    crate::common::fake::until("the server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (format!("https://127.0.0.1:{port}"), child)
+}
+
+#[test]
+fn a_private_authority_is_trusted_only_when_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, mut child) = with_tls(dir.path());
+    let at = Deployment::new(&url, SEARCH, KEEP);
+    let unknown = at.run(&["backup"]);
+    let search = format!("      ca_file: {}\n{SEARCH}", dir.path().join("ca.pem").display());
+    at.configure(&url, &search, KEEP);
+    let known = at.run(&["backup"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(unknown.stderr.contains("could not reach the cluster at https://127.0.0.1:"), "{unknown:#?}");
+    assert!(unknown.stderr.contains("UnknownIssuer"), "{unknown:#?}");
+    assert!(known.stderr.contains("is not one of Elasticsearch or OpenSearch"), "it has spoken with it: {known:#?}");
 }

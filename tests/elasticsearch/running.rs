@@ -9,11 +9,11 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::common::fake::{alive, ended, until};
-use crate::common::search::{Deployment, ELASTICSEARCH, Engine, Node, OPENSEARCH, start};
+use crate::common::search::{Deployment, ELASTICSEARCH, Engine, Node, OPENSEARCH, asked_for, start};
 
 /// A node whose snapshots take long: what is meant to be running must not end by itself.
 fn node(engine: Engine) -> Option<Node> {
-    let node = start(engine, &[])?;
+    let node = start(asked_for().unwrap_or(engine), &[])?;
     node.fill("slow-a", 10, 1);
     let noise: String = (0..40_000u64).map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
     node.must("PUT", "/slow-a/_doc/noise?refresh=true", Some(&json!({"noise": noise})));
@@ -126,7 +126,9 @@ fn a_server_that_is_killed_meanwhile_leaves_no_restore_point() {
     until("the agent has seen it", || !alive(Pid::from_raw(i32::try_from(child.id()).unwrap())));
     let ran = ended(child);
     assert_eq!(ran.code, 69, "{ran:#?}");
-    assert!(ran.stderr.contains("was accepted, and then it was gone"), "{ran:#?}");
+    // Elasticsearch 6 accepts only when the snapshot runs already.
+    let early = node.is_old() && ran.stderr.contains("could not begin snapshot");
+    assert!(early || ran.stderr.contains("was accepted, and then it was gone"), "{ran:#?}");
     assert!(at.points().is_empty());
     at.configure(&node.url, FAST, KEEP);
     at.run(&["backup"]).ok();

@@ -2,6 +2,7 @@
 # search.sh: a throw-away OpenSearch or Elasticsearch node on loopback, from the artefacts of their own builds.
 #
 #   search.sh fetch ENGINE VERSION CACHE                  get and unpack it into CACHE/ENGINE-VERSION, once
+#   search.sh plugin ENGINE VERSION CACHE                 make CACHE/ENGINE-VERSION-s3.zip, the plugin repository-s3, once
 #   search.sh start ENGINE VERSION CACHE DIR PORT PARENT  start it in DIR; DIR/pid is its process. It is stopped, and DIR
 #                                                         removed, as soon as the process PARENT is gone
 #   search.sh again DIR                                   start the node of DIR again after it was stopped or killed
@@ -31,6 +32,40 @@ fetch() {
   rm -rf "$work"
 }
 
+# Maven has the plugin's parts, but no archive of it. What the server brings itself stays out.
+plugin() {
+  local engine=$1 version=$2 cache=$3 zip=$3/$1-$2-s3.zip work
+  fetch "$engine" "$version" "$cache"
+  [[ -e $zip ]] && return 0
+  [[ $engine == opensearch ]] || { echo "only for opensearch" >&2; return 64; }
+  work=$(mktemp -d "$cache/.plugin-XXXXXX")
+  local maven=(mvn --quiet --batch-mode) coordinates=org.opensearch.plugin:repository-s3:$version part
+  mkdir "$work/pom" "$work/zip"
+  for part in jar pom; do
+    "${maven[@]}" dependency:copy -Dartifact="$coordinates:$part" -DoutputDirectory="$work/pom" >&2
+  done
+  mv "$work/pom/repository-s3-$version.pom" "$work/pom/pom.xml"
+  (cd "$work/pom" && "${maven[@]}" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$work/zip" >&2)
+  for part in "$work"/zip/*.jar; do
+    [[ ! -e $cache/$engine-$version/lib/${part##*/} ]] || rm "$part"
+  done
+  mv "$work/pom/repository-s3-$version.jar" "$work/zip/"
+  printf '%s\n' "name=repository-s3" "description=snapshots in a bucket" "version=$version" \
+    "classname=org.opensearch.repositories.s3.S3RepositoryPlugin" "java.version=11" "opensearch.version=$version" \
+    "has.native.controller=false" >"$work/zip/plugin-descriptor.properties"
+  printf '%s\n' 'grant {' '  permission java.lang.RuntimePermission "accessDeclaredMembers";' \
+    '  permission java.lang.RuntimePermission "getClassLoader";' \
+    '  permission java.lang.reflect.ReflectPermission "suppressAccessChecks";' \
+    '  permission java.net.SocketPermission "*", "connect,resolve";' \
+    '  permission java.net.NetPermission "setDefaultAuthenticator";' \
+    '  permission java.util.PropertyPermission "*", "read,write";' \
+    '  permission java.io.FilePermission "<<ALL FILES>>", "read";' '};' >"$work/zip/plugin-security.policy"
+  (cd "$work/zip" && python3 -m zipfile -c "$work/s3.zip" ./*)
+  chmod 644 "$work/s3.zip"
+  mv "$work/s3.zip" "$zip"
+  rm -rf "$work"
+}
+
 prepare() {
   local engine=$1 version=$2 cache=$3 dir=$4 port=$5
   mkdir -p "$dir"/{data,logs,tmp,repo}
@@ -43,7 +78,7 @@ prepare() {
     printf '%s\n' "cluster.name: backstay-test" "node.name: n1" "discovery.type: single-node" \
       "network.host: 127.0.0.1" "http.port: $port" "$transport: $((port < 55000 ? port + 1000 : port - 1000))" \
       "path.data: $dir/data" "path.logs: $dir/logs" "path.repo: [\"$dir/repo\"]" "node.store.allow_mmap: false" \
-      "cluster.routing.allocation.disk.threshold_enabled: false"
+      "cluster.routing.allocation.disk.threshold_enabled: false" "action.destructive_requires_name: false"
     [[ ! -d $dir/home/modules/x-pack-security ]] || echo "xpack.security.enabled: false"
     [[ -z ${S3_ENDPOINT:-} ]] || printf 's3.client.default.%s\n' "endpoint: ${S3_ENDPOINT#http://}" "protocol: http" \
       "path_style_access: true" "region: us-east-1"
@@ -63,7 +98,8 @@ launch() {
   export "${upper}_PATH_CONF=$dir/home/config" "${upper}_TMPDIR=$dir/tmp" "${upper}_JAVA_HOME=$JAVA_HOME" \
     "${upper}_JAVA_OPTS=-Xms256m -Xmx256m -XX:-AlwaysPreTouch -XX:TieredStopAtLevel=1 -XX:+UseSerialGC ${JAVA_MORE:-}"
   if [[ -n ${PLUGIN:-} && ! -d $dir/home/plugins/repository-s3 ]]; then
-    as_nobody "$dir/home/bin/$engine-plugin" install -b "file://$PLUGIN" >>"$dir/logs/start.log" 2>&1
+    cp "$PLUGIN" "$dir/plugin.zip" # where nobody may read it
+    as_nobody "$dir/home/bin/$engine-plugin" install -b "file://$dir/plugin.zip" >>"$dir/logs/start.log" 2>&1
   fi
   if [[ -n ${S3_KEY:-} && ! -f $dir/home/config/$engine.keystore ]]; then
     as_nobody "$dir/home/bin/$engine-keystore" create >>"$dir/logs/start.log" 2>&1
@@ -106,8 +142,11 @@ case ${1:-} in
   fetch)
     fetch "$2" "$3" "$4"
     ;;
+  plugin)
+    plugin "$2" "$3" "$4"
+    ;;
   start)
-    [[ $# == 7 ]] || { sed -n '2,8p' "$0" >&2; exit 64; }
+    [[ $# == 7 ]] || { sed -n '2,9p' "$0" >&2; exit 64; }
     fetch "$2" "$3" "$4"
     mkdir -p "$5"
     touch "$5/keep"
@@ -121,7 +160,7 @@ case ${1:-} in
     launch "$2"
     ;;
   *)
-    sed -n '2,8p' "$0" >&2
+    sed -n '2,9p' "$0" >&2
     exit 64
     ;;
 esac

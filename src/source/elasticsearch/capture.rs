@@ -75,7 +75,7 @@ pub(super) async fn backup(
 
 impl Capture<'_> {
     async fn choose(&mut self) -> Result<()> {
-        let all = indices::all(self.client, &self.version).await?;
+        let all = indices::all(self.client).await?;
         self.wanted =
             indices::choose(&all, &Patterns::new(&self.config.include)?, &Patterns::new(&self.config.exclude)?);
         if self.wanted.indices.is_empty() {
@@ -156,8 +156,9 @@ impl Capture<'_> {
     /// Which snapshots the point rests on, why it is suspect, and what is missing.
     async fn conclude(&self, outcome: Outcome) -> Result<(Vec<External>, Vec<String>, Vec<String>)> {
         let Outcome { whole, partial, failed } = outcome;
+        let advice = |err: &Error| err.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
         let mut missed: Vec<String> =
-            failed.iter().map(|(name, err)| format!("repository {name}: {}", err.chain())).collect();
+            failed.iter().map(|(name, err)| format!("repository {name}: {}{}", err.chain(), advice(err))).collect();
         missed.extend(partial.iter().map(|(e, why, _)| format!("repository {}: {why}", e.repository)));
         if !whole.is_empty() {
             for (external, ..) in &partial {
