@@ -134,6 +134,10 @@ impl Node {
         let name = |s: &Value| s["snapshot"].as_str().unwrap().to_owned();
         all["snapshots"].as_array().unwrap().iter().map(name).collect()
     }
+    /// Elasticsearch 6.
+    pub(crate) fn is_old(&self) -> bool {
+        self.typed
+    }
     /// Its process.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         let text = std::fs::read_to_string(self.dir.join("pid")).unwrap();

@@ -141,7 +141,6 @@ fn answer(state: &mut State, line: &str, body: &Value) -> Reply {
         ("GET", "/_nodes", _) => "nodes",
         ("GET", "/_cluster/state/metadata", _) => "indices",
         ("GET", "/_cluster/health", _) => "health",
-        ("GET", "/_data_stream", _) => "streams",
         ("POST", "/a,lost/_refresh", _) => "refresh",
         ("GET", "/_stats/docs,store", _) => "sizes",
         ("GET", "/_snapshot/_status", _) => "running",
@@ -220,7 +219,7 @@ fn usual(state: &State, question: &str, name: &str) -> Reply {
                 json!({"cluster_name": "fake", "metadata": {"indices": per_index(&index)}})
             }
             "health" => json!({"status": "green"}),
-            "streams" | "refresh" | "verify" => json!({}),
+            "refresh" | "verify" => json!({}),
             "sizes" => {
                 let size = |_| json!({"primaries": {"docs": {"count": 7}, "store": {"size_in_bytes": 1000}}});
                 json!({"_shards": {"total": 3}, "indices": per_index(&size)})

@@ -180,3 +180,46 @@ fn what_the_store_does_not_say_is_unknown_and_nothing_is_removed() {
     fake.heal();
     assert!(at.points().iter().all(|(_, state)| state == "complete"));
 }
+
+/// A server with a certificate of a private authority in `dir`; it ends with its standard input, and answers with a page.
+#[allow(clippy::disallowed_methods, reason = "a server of another program")]
+fn with_tls(dir: &std::path::Path) -> (String, std::process::Child) {
+    use std::process::{Command, Stdio};
+    let openssl = |line: &str| {
+        let done = Command::new("openssl").args(line.split(' ')).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "{line}: {done:?}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    openssl(&format!(
+        "req -x509 {key} -subj /CN=node -keyout node.key -out node.pem -CA ca.pem -CAkey ca.key \
+         -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+    ));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let child = Command::new("openssl")
+        .args(["s_server", "-www", "-cert", "node.pem", "-key", "node.key", "-accept", &format!("127.0.0.1:{port}")])
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    crate::common::fake::until("the server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (format!("https://127.0.0.1:{port}"), child)
+}
+
+#[test]
+fn a_private_authority_is_trusted_only_when_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, mut child) = with_tls(dir.path());
+    let at = Deployment::new(&url, SEARCH, KEEP);
+    let unknown = at.run(&["backup"]);
+    let search = format!("      ca_file: {}\n{SEARCH}", dir.path().join("ca.pem").display());
+    at.configure(&url, &search, KEEP);
+    let known = at.run(&["backup"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(unknown.stderr.contains("could not reach the cluster at https://127.0.0.1:"), "{unknown:#?}");
+    assert!(unknown.stderr.contains("UnknownIssuer"), "{unknown:#?}");
+    assert!(known.stderr.contains("is not one of Elasticsearch or OpenSearch"), "it has spoken with it: {known:#?}");
+}

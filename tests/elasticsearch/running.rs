@@ -126,7 +126,9 @@ fn a_server_that_is_killed_meanwhile_leaves_no_restore_point() {
     until("the agent has seen it", || !alive(Pid::from_raw(i32::try_from(child.id()).unwrap())));
     let ran = ended(child);
     assert_eq!(ran.code, 69, "{ran:#?}");
-    assert!(ran.stderr.contains("was accepted, and then it was gone"), "{ran:#?}");
+    // Elasticsearch 6 accepts only when the snapshot runs already.
+    let early = node.is_old() && ran.stderr.contains("could not begin snapshot");
+    assert!(early || ran.stderr.contains("was accepted, and then it was gone"), "{ran:#?}");
     assert!(at.points().is_empty());
     at.configure(&node.url, FAST, KEEP);
     at.run(&["backup"]).ok();

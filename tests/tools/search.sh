@@ -78,7 +78,7 @@ prepare() {
     printf '%s\n' "cluster.name: backstay-test" "node.name: n1" "discovery.type: single-node" \
       "network.host: 127.0.0.1" "http.port: $port" "$transport: $((port < 55000 ? port + 1000 : port - 1000))" \
       "path.data: $dir/data" "path.logs: $dir/logs" "path.repo: [\"$dir/repo\"]" "node.store.allow_mmap: false" \
-      "cluster.routing.allocation.disk.threshold_enabled: false"
+      "cluster.routing.allocation.disk.threshold_enabled: false" "action.destructive_requires_name: false"
     [[ ! -d $dir/home/modules/x-pack-security ]] || echo "xpack.security.enabled: false"
     [[ -z ${S3_ENDPOINT:-} ]] || printf 's3.client.default.%s\n' "endpoint: ${S3_ENDPOINT#http://}" "protocol: http" \
       "path_style_access: true" "region: us-east-1"

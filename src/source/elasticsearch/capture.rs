@@ -75,7 +75,7 @@ pub(super) async fn backup(
 
 impl Capture<'_> {
     async fn choose(&mut self) -> Result<()> {
-        let all = indices::all(self.client, &self.version).await?;
+        let all = indices::all(self.client).await?;
         self.wanted =
             indices::choose(&all, &Patterns::new(&self.config.include)?, &Patterns::new(&self.config.exclude)?);
         if self.wanted.indices.is_empty() {

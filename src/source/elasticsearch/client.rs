@@ -14,6 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// No answer of the API that is used here is longer.
 const LIMIT_BYTES: usize = 256 << 20;
+/// Characters of a reason that are quoted.
+const LONGEST_REASON: usize = 800;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -235,7 +237,16 @@ fn refusal(status: u16, json: &Value) -> Refusal {
         }
         at = &at["caused_by"];
     }
-    Refusal { status, exception, reason: reasons.join(": ") }
+    Refusal { status, exception, reason: shortened(reasons.join(": ")) }
+}
+
+/// Some causes repeat themselves for pages.
+fn shortened(mut text: String) -> String {
+    if let Some((at, _)) = text.char_indices().nth(LONGEST_REASON) {
+        text.truncate(at);
+        text.push_str(" ...");
+    }
+    text
 }
 
 /// `SnapshotMissingException` is `snapshot_missing_exception` since 2.0.

@@ -32,16 +32,17 @@ pub(super) struct Index {
 }
 
 /// Everything that has a name, from the cluster's metadata.
-pub(super) async fn all(client: &Client, version: &Version) -> Result<Vec<Index>> {
+pub(super) async fn all(client: &Client) -> Result<Vec<Index>> {
     let what = "could not ask the cluster for its indices";
     let fields = ["state", "system", "aliases", "settings.index.number_of_shards", "settings.index.version.created"];
     let fields: Vec<String> = fields.iter().map(|f| format!("metadata.indices.*.{f}")).collect();
-    let path = format!("/_cluster/state/metadata?filter_path=cluster_name,{}", fields.join(","));
+    let streams = "metadata.data_stream.data_stream.*.indices.index_name";
+    let path = format!("/_cluster/state/metadata?filter_path=cluster_name,{streams},{}", fields.join(","));
     let state = client.must_get(&path, what).await?;
     if !state["cluster_name"].is_string() {
         return Err(Error::new(ErrorKind::Failed, what).caused_by("the answer is not whole"));
     }
-    let streams = data_streams(client, version).await?;
+    let streams = data_streams(&state["metadata"]);
     let metadata = state["metadata"]["indices"].as_object();
     Ok(metadata.into_iter().flatten().map(|(name, json)| index(name, json, streams.get(name))).collect())
 }
@@ -61,26 +62,16 @@ fn index(name: &str, json: &Value, data_stream: Option<&String>) -> Index {
     }
 }
 
-/// The data stream of each index that belongs to one.
-async fn data_streams(client: &Client, version: &Version) -> Result<BTreeMap<String, String>> {
-    if !version.has_data_streams() {
-        return Ok(BTreeMap::new());
-    }
-    let answer = client.get("/_data_stream?filter_path=data_streams.name,data_streams.indices.index_name").await?;
-    let answer = match answer {
-        Ok(answer) => answer,
-        // Builds without that module do not know the address.
-        Err(no) if matches!(no.status, 400 | 404 | 405) => return Ok(BTreeMap::new()),
-        Err(no) => return Err(no.into_error("could not ask the cluster for its data streams")),
-    };
+/// The data stream of each index that belongs to one. The metadata is asked, because not every build has the API for
+/// them, and an index of a data stream that is not known as such would be taken for one of the product's own.
+fn data_streams(metadata: &Value) -> BTreeMap<String, String> {
     let mut of = BTreeMap::new();
-    for stream in answer["data_streams"].as_array().into_iter().flatten() {
-        let Some(name) = stream["name"].as_str() else { continue };
+    for (name, stream) in metadata["data_stream"]["data_stream"].as_object().into_iter().flatten() {
         for index in stream["indices"].as_array().into_iter().flatten() {
-            of.extend(index["index_name"].as_str().map(|i| (i.to_owned(), name.to_owned())));
+            of.extend(index["index_name"].as_str().map(|i| (i.to_owned(), name.clone())));
         }
     }
-    Ok(of)
+    of
 }
 
 /// Patterns with `*` and `?`. Names that begin with a dot are the product's own: a pattern must begin with one, too.

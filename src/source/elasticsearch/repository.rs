@@ -148,6 +148,10 @@ fn advice(reason: &str, config: &RepositoryConfig) -> Option<String> {
              and `... s3.client.{client}.secret_key`, or bin/opensearch-keystore), then POST /_nodes/reload_secure_settings."
         ));
     }
+    if reason.contains("Unable to load region") {
+        let client = config.s3.as_ref().map_or("default", |s3| s3.client.as_str());
+        return Some(format!("add `s3.client.{client}.region: REGION` to the .yml of every node, and restart them."));
+    }
     if reason.contains("no_such_bucket") || reason.contains("NoSuchBucket") || reason.contains("Status Code: 404") {
         let bucket = config.s3.as_ref().map_or("", |s3| s3.bucket.as_str());
         return Some(format!("create the bucket \"{bucket}\", or correct `bucket`."));
@@ -195,6 +199,8 @@ mod tests {
         assert!(advice(outside, &fs).unwrap().contains("path.repo: [\"/mnt/snapshots\"]"));
         let plugin = advice("[x] repository type [s3] does not exist", &s3).unwrap();
         assert!(plugin.contains("plugin install repository-s3"), "{plugin}");
+        let region = advice("Unable to load region from any of the providers in the chain", &s3).unwrap();
+        assert!(region.contains("s3.client.backup.region"), "{region}");
         let keys = advice("Unknown s3 client name [backup]. Existing client configs: default", &s3).unwrap();
         assert!(keys.contains("keystore add s3.client.backup.access_key"), "{keys}");
         assert_eq!(advice("something else", &s3), None);

@@ -35,6 +35,8 @@ struct Restore<'a> {
     request: &'a RestoreRequest,
     plan: Plan,
     notes: Vec<String>,
+    /// Repository and index, where a restore has shown that it is not whole there.
+    lost: BTreeSet<(String, String)>,
 }
 
 /// A snapshot that can be used.
@@ -55,14 +57,14 @@ pub(super) async fn restore(
     let version = version::ask(client).await?;
     let made_by = point.manifest.server_version.as_deref().and_then(Version::parse);
     let lines = inventory::read(point).await?;
-    let there = indices::all(client, &version).await?;
+    let there = indices::all(client).await?;
     let plan = plan::plan(&lines, request, &there)?;
     let oldest = plan.jobs.iter().map(|j| Version::of_index(j.line.created)).min_by_key(Version::age);
     if let Some(why) = version::obstacle(made_by, oldest, version) {
         return Err(Error::new(ErrorKind::Refused, "this cluster cannot read the snapshot").caused_by(why));
     }
     let usable = usable(config, client, point).await?;
-    let mut restore = Restore { client, version, request, plan, notes: Vec::new() };
+    let mut restore = Restore { client, version, request, plan, notes: Vec::new(), lost: BTreeSet::new() };
     restore.refuse_without_room().await?;
     let restored = tokio::select! {
         done = restore.run(&usable) => done?,
@@ -211,6 +213,9 @@ impl Restore<'_> {
                     continue;
                 }
             };
+            let at = &from.external.repository;
+            let wrong = now.iter().filter(|j| bad.contains_key(&j.target));
+            self.lost.extend(wrong.map(|j| (at.clone(), j.line.index.clone())));
             left.retain(|j| !now.contains(j) || bad.contains_key(&j.target));
             brought.extend(sizes.into_iter().filter(|(name, _)| !bad.contains_key(name)));
             self.remove(bad.keys()).await?;
@@ -238,6 +243,9 @@ impl Restore<'_> {
             let index = &job.line.index;
             let torn: Vec<&str> =
                 from.seen.failures.iter().filter(|(i, _)| i == index).map(|(_, why)| why.as_str()).collect();
+            if self.lost.contains(&(from.external.repository.clone(), index.clone())) {
+                continue;
+            }
             if !from.seen.indices.contains(index) {
                 problems.push(format!("repository {}: index {index} is not in the snapshot", from.external.repository));
             } else if torn.is_empty() {

@@ -69,10 +69,6 @@ impl Version {
     pub(super) fn has_metadata(&self) -> bool {
         self.product == Product::OpenSearch || self.number >= (7, 3, 0)
     }
-    /// Whether there are data streams.
-    pub(super) fn has_data_streams(&self) -> bool {
-        self.product == Product::OpenSearch || self.number >= (7, 9, 0)
-    }
     /// Whether snapshots can be listed without opening each.
     pub(super) fn lists_briefly(&self) -> bool {
         self.product == Product::OpenSearch || self.number >= (5, 5, 0)

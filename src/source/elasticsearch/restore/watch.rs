@@ -14,8 +14,8 @@ use crate::error::Result;
 const LOOK: Duration = Duration::from_millis(500);
 /// A cluster tries a shard this often (`index.allocation.max_retries`).
 const TRIES: u64 = 5;
-/// Old clusters do not count their tries.
-const FAILED_FOR: Duration = Duration::from_secs(60);
+/// Some clusters give up after the first one, and say so only by doing nothing for this long.
+const FAILED_FOR: Duration = Duration::from_secs(15);
 /// A shard that no node takes for this long will not be taken.
 const UNTAKEN_FOR: Duration = Duration::from_secs(120);
 
