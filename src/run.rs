@@ -292,6 +292,7 @@ impl Run<'_> {
     }
 
     /// Adds the restore kit to a point that was captured, unless there is nothing but snapshots elsewhere.
+    #[allow(clippy::too_many_arguments, reason = "the kit describes the whole point")]
     async fn kit(
         &self,
         source: &dyn Source,

@@ -10,7 +10,7 @@ use std::process::Command;
 use aws_sdk_s3::primitives::ByteStream;
 
 use crate::blobdir::tree::{Copy, compare};
-use crate::common::postgres::{BIN, Server};
+use crate::common::postgres::{Server, bin};
 use crate::common::{Ran, backstay, rgw};
 
 /// Days of points.
@@ -40,11 +40,12 @@ impl Host {
     }
     /// The configuration of one day: each day is another installation's, or its points would supersede each other.
     fn configure(&self, day: usize) {
+        let bin = bin();
         let (root, socket, bucket) = (self.dir.path().display(), self.server.dir.path().display(), &self.bucket);
         let text = format!(
             "environment: production\nhost: db1\nagent_id: day{day}\nstate_dir: {root}/state\ndestinations:\n  offsite:\n    \
              s3: {{bucket: {bucket}, endpoint: \"{}\", credentials: {{file: {root}/keys}}}}\nservices:\n  postgres:\n    \
-             postgres: {{method: plain, host: {socket}, port: 5432, username: postgres, bin_dir: {BIN}}}\n    \
+             postgres: {{method: plain, host: {socket}, port: 5432, username: postgres, bin_dir: {bin}}}\n    \
              destinations: [offsite]\n    keep: {{daily: 7}}\n  blobdb:\n    blobdir: {{path: {root}/blobdb}}\n    \
              after: [postgres]\n    destinations: [offsite]\n    keep: {{daily: 7}}\ncheck: {{max_drill_age: 8d}}\n",
             rgw::endpoint()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::blobdir::tree::{Copy, compare, full_tree};
-use crate::common::postgres::{BIN, Server, server_dir};
+use crate::common::postgres::{Server, bin, server_dir};
 use crate::common::{Ran, backstay, rgw};
 
 /// Where neither Backstay nor anything of this repository is.
@@ -208,10 +208,11 @@ fn content(server: &Server, database: &str) -> String {
 
 fn postgres_point(server: &Server, method: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = open_dir();
+    let bin = bin();
     let (root, socket) = (dir.path().display(), server.dir.path().display());
     let config = format!(
         "host: h1\nstate_dir: {root}/state\nservices:\n  pg:\n    postgres: {{method: {method}, host: {socket}, port: 5432, \
-         username: postgres, bin_dir: {BIN}, staging_dir: {root}}}\n    backup_dir: {root}/points\n    keep: {{daily: 7}}\n"
+         username: postgres, bin_dir: {bin}, staging_dir: {root}}}\n    backup_dir: {root}/points\n    keep: {{daily: 7}}\n"
     );
     let config = if method == "plain" { config } else { config.replace(&format!(", staging_dir: {root}"), "") };
     backup(dir.path(), &config);

@@ -113,6 +113,8 @@ mod tests {
             service: "postgres".into(),
             destination: "offsite".into(),
             beyond_rto: false,
+            max_drill_age_seconds: None,
+            proven_age_seconds: None,
             freshness: freshness::judge(&watched, points, [Cadence::Daily], &limits, at(3)),
         };
         let labels = "host=\"db1\",service=\"postgres\",destination=\"offsite\"";

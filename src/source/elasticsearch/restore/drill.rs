@@ -1,7 +1,7 @@
 //! A drill: from each repository in turn, the indices of a point are restored into the same cluster under names that
 //! only drills use, counted, and removed. Nothing else shows that a repository still has all of its files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::client::Client;
 use super::super::inventory;
@@ -29,11 +29,11 @@ pub(in super::super) async fn drill(
     let lines: BTreeMap<_, _> = all.into_iter().filter(|(_, l)| l.data_stream.is_none()).collect();
     let left_out = point.manifest.counts.get("indices").copied().unwrap_or(0).saturating_sub(lines.len() as u64);
     let request = RestoreRequest { rename: Some(format!("{}*", prefix(&cx.service))), ..RestoreRequest::default() };
-    let there = indices::all(client, &version).await?;
+    let there = indices::all(client).await?;
     let plan = plan::plan(&lines, &request, &there)?;
     let (jobs, renaming) = (plan.jobs.clone(), plan.renaming.clone());
     let usable = usable(config, client, point).await?;
-    let mut restore = Restore { client, version, request: &request, plan, notes: Vec::new() };
+    let mut restore = Restore { client, version, request: &request, plan, notes: Vec::new(), lost: BTreeSet::new() };
     restore.refuse_without_room().await?;
     let (mut differences, mut counts) = (Vec::new(), BTreeMap::new());
     for one in &usable {
@@ -67,9 +67,8 @@ pub(in super::super) async fn drill(
 
 /// Removes the indices that a killed drill of this service left.
 pub(in super::super) async fn cleanup(client: &Client, service: &str) -> Result<()> {
-    let version = version::ask(client).await?;
     let prefix = prefix(service);
-    let there = indices::all(client, &version).await?;
+    let there = indices::all(client).await?;
     let left: Vec<&String> = there.iter().map(|i| &i.name).filter(|n| n.starts_with(&prefix)).collect();
     super::remove(client, left.into_iter()).await
 }
