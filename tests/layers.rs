@@ -48,6 +48,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("verify", 4),
     // What people see.
     ("notify", 5),
+    ("report", 5),
     ("cli", 6),
     ("main", 6),
 ];
