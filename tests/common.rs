@@ -38,6 +38,11 @@ pub(crate) fn skip(reason: &str) {
     writeln!(file, "{}", reason.trim().replace('\n', " ")).unwrap();
 }
 
+/// The same, for what nothing that can be installed here would help with.
+pub(crate) fn unable(reason: &str) {
+    skip(&format!("cannot be done here: {reason}"));
+}
+
 /// The program, without any setting of the machine that tests it.
 #[allow(clippy::disallowed_methods, reason = "run as users run it")]
 pub(crate) fn backstay(args: &[&str]) -> Command {

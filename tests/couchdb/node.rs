@@ -10,13 +10,13 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::common::{skip, write};
+use crate::common::{unable, write};
 
 /// The installation, or a note that there is none.
 pub(super) fn installation() -> Option<PathBuf> {
     let found = std::env::var_os("COUCHDB").map(PathBuf::from);
     if found.is_none() {
-        skip("no real CouchDB: set COUCHDB to an installation of it (a folder with bin/couchdb and etc/default.ini)");
+        unable("no real CouchDB: set COUCHDB to an installation of it (a folder with bin/couchdb and etc/default.ini)");
     }
     found
 }
