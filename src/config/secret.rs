@@ -286,6 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn every_secret_of_a_configuration_is_held() {
+        let file = file_with_mode(0o600);
+        let secret = format!("{{file: {}}}", file.path().display());
+        let service = "destinations: [d], keep: {daily: 1}";
+        let text = format!(
+            "destinations: {{d: {{s3: {{bucket: b, credentials: {secret}}}}}}}\nservices:\n  \
+             c: {{couchdb: {{data_dir: /c, username: u, password: {secret}}}, {service}}}\n  \
+             e: {{elasticsearch: {{url: 'http://e', username: u, password: {secret}, repositories: {{r: {{existing: true}}}}}}, {service}}}\n  \
+             k: {{elasticsearch: {{url: 'http://e', api_key: {secret}, repositories: {{r: {{existing: true}}}}}}, {service}}}\n\
+             mail: {{from: a@example.com, smtp: 'smtp://m:25', username: u, password: {secret}}}\n"
+        );
+        let mut config = crate::config::parse::from_text(&text, "x").unwrap();
+        assert_eq!(format!("{config:?}").matches("File(").count(), 5);
+        config.hold_secrets();
+        assert_eq!(format!("{config:?}").matches("File(").count(), 0);
+    }
+
+    #[test]
     fn an_empty_secret_and_a_missing_one_are_errors() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(SecretRef::File(file.path().into()).load().unwrap_err().message.contains("is empty"));

@@ -118,6 +118,11 @@ class Machine:
         except FileNotFoundError:
             return []
 
+    def wait_for_mail(self, *texts, seconds=120):
+        """Until one mail has all of these; it may be half written when it is first seen."""
+        return wait_until(
+            f"a mail with {texts}", lambda: [mail for mail in self.mails() if all(text in mail for text in texts)], seconds)[0]
+
     def forget_mails(self):
         (self.root / "var/tmp/mail").unlink(missing_ok=True)
 

@@ -316,9 +316,7 @@ class Whole(Story):
         self.assertIn("[UNKNOWN]", self.status())
         self.db1.forget_mails()
         self.assertNotEqual(self.db1.ran("systemctl start backstay-backup.service").returncode, 0)
-        mail = wait_until("mail on the failure", self.db1.mails)[0]
-        self.assertIn("Subject: [backstay] backstay-backup.service failed on", mail)
-        self.assertIn("is incomplete: it is not at s3-postgres", mail)
+        self.db1.wait_for_mail("Subject: [backstay] backstay-backup.service failed on", "is incomplete: it is not at s3-postgres")
 
     def test_10_cron_takes_the_place_of_the_timers_and_fires_and_mails(self):
         self.forget_points()
@@ -328,9 +326,7 @@ class Whole(Story):
         self.assertEqual(self.db1.ssh("ls /etc/cron.d | grep backstay"), "backstay\nbackstay-check\n")
         # Every minute, instead of the hours that are configured.
         self.db1.ssh(r"sed -i -E 's/^[0-9]+ [0-9,]+ /* * /' /etc/cron.d/backstay")
-        mail = wait_until("mail from cron", self.db1.mails, 200)[0]
-        self.assertIn("Subject: Cron <root@", mail)
-        self.assertIn("is incomplete: it is not at s3-", mail)
+        self.db1.wait_for_mail("Subject: Cron <root@", "is incomplete: it is not at s3-", seconds=200)
 
     def test_11_half_of_an_installation_is_repaired(self):
         self.db1.ssh("rm -rf /etc/backstay/credentials /etc/backstay/conf.d /usr/local/sbin/backstay-report-failure /usr/local/sbin/restore_*")
