@@ -120,7 +120,8 @@ impl Drill<'_> {
             }
         };
         let manifest = &chosen.point.manifest;
-        if let Some(name) = chosen.point.lacks().first() {
+        let lost = chosen.point.missing.iter().map(|m| &m.name).chain(&chosen.point.gone).next();
+        if let Some(name) = lost {
             meter.blame(&format!("{}/{name}", chosen.point.folder));
             return Err(Error::new(ErrorKind::Corrupt, format!("restore point {} is not whole", manifest.id))
                 .caused_by(chosen.point.lacks().join(", ")));

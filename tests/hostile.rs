@@ -145,7 +145,7 @@ fn a_restore_does_not_take_what_it_needs_with_it() {
         if !link.exists() {
             symlink(d.path("blobs"), &link).unwrap();
         }
-        let ran = d.run(&["restore", "blobs", "--replace", "--to", d.path(to).to_str().unwrap()]);
+        let ran = d.run(&["restore", "blobs", "latest", "--replace", "--to", d.path(to).to_str().unwrap()]);
         assert_eq!(ran.code, 73, "{to}: {ran:#?}");
         assert!(ran.stderr.contains(&format!(" overlaps with {what} in ")), "{to}: {ran:#?}");
         assert!(ran.stderr.ends_with("\nhint: restore into another directory with --to.\n"), "{to}: {ran:#?}");
@@ -155,7 +155,7 @@ fn a_restore_does_not_take_what_it_needs_with_it() {
     d.run(&["verify", "blobs"]).ok();
     // Its own place by name is its own place.
     std::fs::write(d.path("blobs/one"), "changed").unwrap();
-    d.run(&["restore", "blobs", "--replace", "--to", d.path("blobs").to_str().unwrap()]).ok();
+    d.run(&["restore", "blobs", "latest", "--replace", "--to", d.path("blobs").to_str().unwrap()]).ok();
     assert_eq!(std::fs::read_to_string(d.path("blobs/one")).unwrap(), "one");
 }
 

@@ -55,7 +55,7 @@ fn one_point_is_removed_by_its_name_and_the_rest_still_restores() {
     assert_eq!(d.run(&["prune", "blobs", "--point", &manual]).ok(), format!("{manual} at local: removed\n"));
     assert_eq!((d.has(&manual), d.has(&daily)), ([false, false], [true, true]));
     let out = d.dir.path().join("out");
-    d.run(&["restore", "blobs", "--to", out.to_str().unwrap()]).ok();
+    d.run(&["restore", "blobs", "latest", "--to", out.to_str().unwrap()]).ok();
     assert_eq!(std::fs::read_to_string(out.join("one")).unwrap(), "newer");
 }
 

@@ -53,7 +53,8 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
 async fn read(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Vec<(String, Catalogue)>> {
     let mut read = Vec::new();
     for host in hosts(engine, place, args, service).await? {
-        let mut catalogue = catalogue::read(place, &host, service).await?;
+        let read_here = engine.catalogues(std::slice::from_ref(place), &host, service).await.pop();
+        let mut catalogue = read_here.unwrap_or_else(|| Ok(Catalogue::default()))?;
         // A service's own directory is not divided by host.
         catalogue.points.retain(|p| args.host.as_ref().is_none_or(|host| &p.manifest.host == host));
         read.push((host, catalogue));

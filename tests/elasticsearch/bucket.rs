@@ -61,7 +61,7 @@ fn a_bucket_and_a_directory_in_one_run() {
     // The directory is lost, and the bucket is not.
     node.must("DELETE", &format!("/_snapshot/near/{}", manifest["external"][1]["name"].as_str().unwrap()), None);
     node.must("DELETE", "/index-*", None);
-    let said = at.run(&["restore", "search"]).ok();
+    let said = at.run(&["restore", "search", "latest"]).ok();
     assert!(said.contains("390 documents, 20 indices"), "{said}");
     for (name, documents) in names.iter().zip(&before) {
         assert_eq!(&node.documents(name), documents, "{name}");

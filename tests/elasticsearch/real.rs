@@ -85,14 +85,14 @@ fn what_is_captured_comes_back_document_by_document() {
             assert_eq!(&node.documents(name), documents, "{name}, by hand");
         }
         node.must("DELETE", "/whole-*", None);
-        let said = at.run(&["restore", "search"]).ok();
+        let said = at.run(&["restore", "search", "latest"]).ok();
         assert!(said.contains("300 documents, 3 indices"), "{said}");
         for (name, documents) in names.iter().zip(&before) {
             assert_eq!(&node.documents(name), documents, "{name}");
         }
         assert_eq!(node.ask("GET", "/whole/_count", None).0, 404, "aliases come back only when they are asked for");
         node.must("DELETE", "/whole-*", None);
-        at.run(&["restore", "search", "--index", "whole-a", "--aliases"]).ok();
+        at.run(&["restore", "search", "latest", "--index", "whole-a", "--aliases"]).ok();
         assert_eq!(node.must("GET", "/whole/_count", None)["count"], 50);
         at.run(&["verify", "search", "--level", "format"]).ok();
         node.must("DELETE", "/whole-*", None);
@@ -110,15 +110,15 @@ fn indices_that_are_there_are_replaced_only_after_the_new_ones_were_counted() {
         node.fill("swap-a", 25, 1);
         let newer = node.documents("swap-a");
 
-        let refused = at.run(&["restore", "search"]);
+        let refused = at.run(&["restore", "search", "latest"]);
         assert_eq!(refused.code, 73, "{refused:#?}");
         let text = "refused to restore over indices that are there: swap-a, swap-b";
         assert!(refused.stderr.contains(text), "{refused:#?}");
         assert_eq!(node.documents("swap-a"), newer);
 
-        at.run(&["restore", "search", "--index", "*", "--as", "old-*"]).ok();
+        at.run(&["restore", "search", "latest", "--index", "*", "--as", "old-*"]).ok();
         assert_eq!((node.documents("old-swap-a"), node.documents("swap-a")), (captured.clone(), newer.clone()));
-        at.run(&["restore", "search", "--index", "swap-b", "--as", "other"]).ok();
+        at.run(&["restore", "search", "latest", "--index", "swap-b", "--as", "other"]).ok();
         assert_eq!(node.documents("other").len(), 30);
 
         // A lost file shows in nothing but a restore: the last copy must be there still.
@@ -126,7 +126,7 @@ fn indices_that_are_there_are_replaced_only_after_the_new_ones_were_counted() {
         for blob in &lost {
             std::fs::rename(blob, blob.with_extension("gone")).unwrap();
         }
-        let damaged = at.run(&["restore", "search", "--replace"]);
+        let damaged = at.run(&["restore", "search", "latest", "--replace"]);
         assert_eq!(damaged.code, 65, "{damaged:#?}");
         assert!(damaged.stderr.contains("2 of 2 indices could not be restored whole: swap-a, swap-b"), "{damaged:#?}");
         assert!(damaged.stderr.contains("NoSuchFileException"), "{damaged:#?}");
@@ -138,7 +138,7 @@ fn indices_that_are_there_are_replaced_only_after_the_new_ones_were_counted() {
         for blob in lost.iter().filter(|b| b.starts_with(node.dir.join("repo/swap-b"))) {
             std::fs::rename(blob.with_extension("gone"), blob).unwrap();
         }
-        let said = at.run(&["restore", "search", "--replace"]).ok();
+        let said = at.run(&["restore", "search", "latest", "--replace"]).ok();
         assert!(said.contains("taken from another repository"), "{said}");
         assert_eq!(node.documents("swap-a"), captured);
         assert_eq!(node.documents("swap-b").len(), 30);
@@ -188,7 +188,7 @@ fn a_point_whose_snapshots_are_gone_is_not_whole() {
         let name = |n: usize| manifest["external"][n]["name"].as_str().unwrap().to_owned();
         node.must("DELETE", &format!("/_snapshot/gone-a/{}", name(0)), None);
         assert_eq!(at.points()[0].1, "complete", "the other repository has it");
-        at.run(&["restore", "search", "--index", "gone-a", "--as", "again"]).ok();
+        at.run(&["restore", "search", "latest", "--index", "gone-a", "--as", "again"]).ok();
         node.must("DELETE", &format!("/_snapshot/gone-b/{}", name(1)), None);
         assert_eq!(at.points()[0].1, "incomplete");
         let checked = at.run(&["check-s3"]);
@@ -197,7 +197,7 @@ fn a_point_whose_snapshots_are_gone_is_not_whole() {
         let restored = at.run(&["restore", "search", &points[0].0]);
         assert_eq!(restored.code, 65, "{restored:#?}");
         assert_eq!(at.run(&["verify", "search"]).code, 65);
-        assert_eq!(at.run(&["restore", "search"]).code, 66, "latest looks for a whole one");
+        assert_eq!(at.run(&["restore", "search", "latest"]).code, 66, "latest looks for a whole one");
         node.must("DELETE", "/gone-*,again", None);
     });
 }
@@ -299,7 +299,7 @@ fn one_index_made_partial_on_purpose_is_told_and_prunes_nothing() {
         assert_eq!(node.documents("torn-a").len(), 10);
         assert!(node.documents("torn-b").len() < 60);
         node.must("DELETE", "/torn-*", None);
-        at.run(&["restore", "search"]).ok();
+        at.run(&["restore", "search", "latest"]).ok();
         assert_eq!(node.documents("torn-b").len(), 40, "latest is the last good one");
         node.must("DELETE", "/torn-*", None);
     });
@@ -331,18 +331,18 @@ fn data_streams_and_settings_of_the_cluster_come_back() {
         // The test builds of Elasticsearch 8 have data streams, and not the API for them.
         return;
     }
-    let refused = at.run(&["restore", "search"]);
+    let refused = at.run(&["restore", "search", "latest"]);
     assert_eq!(refused.code, 73, "{refused:#?}");
     assert!(refused.stderr.contains("refused to restore data stream \"stream-logs\": it exists"), "{refused:#?}");
     node.must("DELETE", "/_data_stream/stream-logs", None);
-    let said = at.run(&["restore", "search"]).ok();
+    let said = at.run(&["restore", "search", "latest"]).ok();
     assert!(said.contains("5 documents, 1 indices"), "{said}");
     let stream = node.must("GET", "/_data_stream/stream-logs", None);
     assert_eq!(stream["data_streams"][0]["name"], "stream-logs");
     assert_eq!(node.must("GET", "/stream-logs/_count", None)["count"], 5);
     assert_eq!(in_force()["indices.recovery.max_bytes_per_sec"], Value::Null, "only when it is asked for");
     node.must("DELETE", "/_data_stream/stream-logs", None);
-    at.run(&["restore", "search", "--global-state"]).ok();
+    at.run(&["restore", "search", "latest", "--global-state"]).ok();
     assert_eq!(in_force()["indices.recovery.max_bytes_per_sec"], "41mb");
     node.must("PUT", "/_cluster/settings", Some(&setting(Value::Null)));
     node.must("DELETE", "/_data_stream/stream-logs", None);

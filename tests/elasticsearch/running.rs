@@ -133,6 +133,6 @@ fn a_server_that_is_killed_meanwhile_leaves_no_restore_point() {
     at.configure(&node.url, FAST, KEEP);
     at.run(&["backup"]).ok();
     node.must("DELETE", "/slow-a", None);
-    at.run(&["restore", "search"]).ok();
+    at.run(&["restore", "search", "latest"]).ok();
     assert_eq!(node.documents("slow-a").len(), 11);
 }

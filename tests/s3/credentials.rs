@@ -57,7 +57,7 @@ impl Host {
     fn works(&self, env: &[(&str, &str)]) {
         self.run(&["backup", "--manual"], env).ok();
         let to = self.d.path("restored");
-        self.run(&["restore", "blobs", "--from", "offsite", "--to", to.to_str().expect("text")], env).ok();
+        self.run(&["restore", "blobs", "latest", "--from", "offsite", "--to", to.to_str().expect("text")], env).ok();
         assert_eq!(std::fs::read_to_string(to.join("file")).expect("restored"), "content");
     }
 }

@@ -27,7 +27,7 @@ async fn backups_into_a_bucket_with_object_lock_are_made_and_cannot_be_removed()
         ));
         d.run(&["backup", "--manual"]).ok();
         let to = d.path(style);
-        d.run(&["restore", "blobs", "--from", "offsite", "--to", to.to_str().expect("text")]).ok();
+        d.run(&["restore", "blobs", "latest", "--from", "offsite", "--to", to.to_str().expect("text")]).ok();
         assert!(std::fs::read(to.join("large")).expect("restored") == noise);
     }
     let place = open(&config(endpoint, "locked"), keys(rgw::ACCESS, rgw::SECRET));
