@@ -48,6 +48,7 @@ fn another_snapshot_is_waited_for_and_then_named() {
     node.must("PUT", "/_snapshot/others", Some(&slow));
     let body = json!({"indices": "slow-a", "include_global_state": false});
     node.must("PUT", "/_snapshot/others/theirs", Some(&body));
+    until("their snapshot runs", || running(&node).is_some());
     let at = Deployment::new(&node.url, FAST, KEEP);
     let ran = at.run(&["backup"]);
     assert_eq!(ran.code, 75, "{ran:#?}");
