@@ -163,6 +163,6 @@ fn a_restore_does_not_take_what_it_needs_with_it() {
 #[test]
 fn points_of_another_host_are_not_listed_as_its_own() {
     let d = Deployment::new();
-    assert_eq!(d.run(&["list", "--host", "h2"]).ok(), "no restore points\n");
+    assert_eq!(d.run(&["list", "--host", "h2"]).ok(), "blobs on h2: no restore points\n");
     assert_eq!(d.run(&["list", "--host", "h1"]).ok(), d.run(&["list"]).ok());
 }
