@@ -74,8 +74,8 @@ class Mapping(unittest.TestCase):
         self.assertEqual(web1["hours"], [0, 1, 22, 23])
         self.assertEqual(hosts["es2"]["state"], "absent")
         self.assertEqual(hosts["es1"]["mapping"]["services"]["elasticsearch"]["elasticsearch"]["repositories"], {
-            "icds_New_es_snapshot": {"s3": {"bucket": "dimagi-icds-new-es-snapshots"}},
-            "icds_New_es_snapshot_local": {"fs": {"location": "icds_New_es_snapshot"}}})
+            "icds_new_es_snapshot": {"s3": {"bucket": "dimagi-icds-new-es-snapshots"}},
+            "icds_new_es_snapshot_local": {"fs": {"location": "icds_new_es_snapshot"}}})
         self.assertEqual(hosts["monitor1"]["mapping"]["expect"], {
             "db1": ["postgres@s3-postgres", "couchdb@s3-couchdb"], "db2": ["couchdb@s3-couchdb"], "web1": ["blobdb@s3-blobdb"],
             "es1": ["elasticsearch@s3-es"]})
