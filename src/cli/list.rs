@@ -167,9 +167,11 @@ fn state_for_people(point: &Point) -> (&'static str, String) {
     }
 }
 
-/// A block for each group, newest point first, all of them with the same columns.
+/// A block for each group, newest point first, all of them with the same columns; no column on drills before the first.
 fn print(app: &App, groups: &[Group]) {
     let header = |g: &Group| [&g.title, "AGE", "STORED", "AT", "DRILLED", "STATE"].map(str::to_owned);
+    let drilled = groups.iter().flat_map(|g| &g.rows).any(|r| r.drilled != "-");
+    let shown = |column: &usize| drilled || *column != 4;
     let all = || groups.iter().flat_map(|g| std::iter::once(header(g)).chain(g.rows.iter().map(Row::cells)));
     let widths: Vec<usize> = (0..6).map(|i| all().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
     for (n, group) in groups.iter().enumerate() {
@@ -180,7 +182,8 @@ fn print(app: &App, groups: &[Group]) {
             app.say(format!("{}: no restore points", group.title));
         } else {
             for row in std::iter::once(header(group)).chain(group.rows.iter().map(Row::cells)) {
-                let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}")).collect();
+                let cell = |i: usize| format!("{:w$}", row[i], w = widths[i]);
+                let line: Vec<String> = (0..6).filter(shown).map(cell).collect();
                 app.say(line.join("  ").trim_end());
             }
         }
