@@ -20,6 +20,12 @@ die() {
   if [[ -n ${3:-} ]]; then printf 'hint: %s\n' "$3" >&2; fi
   exit "$1"
 }
+# joined TEXT..: in one line.
+joined() {
+  local text
+  text=$(printf '; %s' "$@")
+  printf '%s' "${text:2}"
+}
 need() {
   local tool
   for tool in "$@"; do
@@ -47,7 +53,8 @@ $OPTIONS
 EOF
 }
 
-# Takes the command line apart; what is not known goes to the script's own take_option (which returns how many words it took).
+# Takes the command line apart; what is not known goes to the script's own take_option; one that
+# has no value sets TOOK=1.
 parse() {
   [[ $# -gt 0 ]] || { usage >&2; exit 64; }
   case $1 in
@@ -74,7 +81,8 @@ parse() {
         shift
         ;;
       -*)
-        if take_option "$@"; then shift; else die 64 "unknown option: $1" "see $SCRIPT --help."; fi
+        TOOK=2
+        if take_option "$@"; then shift $((TOOK - 1)); else die 64 "unknown option: $1" "see $SCRIPT --help."; fi
         ;;
       *) words+=("$1") ;;
     esac
@@ -307,6 +315,8 @@ need_openers() {
 # require_space DIR BYTES
 require_space() {
   local at=$1 free
+  # What is not a number would be evaluated as an expression.
+  [[ $2 =~ ^[0-9]+$ ]] || die 65 "the manifest does not say how many bytes are needed"
   while [[ ! -d $at ]]; do at=$(dirname "$at"); done
   free=$(df --output=avail -B1 "$at" | tail -n 1 | tr -d ' ')
   [[ $free -ge $2 ]] || die 73 "$at has $free bytes free, and $2 are needed" "make room, or restore elsewhere with --to."
@@ -355,4 +365,48 @@ settle_target() {
     fi
     mv -T -- "$NEW" "$TARGET"
   fi
+}
+
+# put_config: what was captured from outside of the target lies beside it; it is never put over what is in use.
+put_config() {
+  [[ -n $(artefact config.tar) ]] || return 0
+  local beside=$TARGET.config-$STAMP
+  mkdir -m 700 -- "$beside"
+  open_artefact config.tar | tar --extract --no-same-owner --directory="$beside" --file=-
+  say "note:     the configuration from outside the data directory lies in $beside"
+}
+
+# ---- servers that are asked over HTTP ----
+
+# The files with logins are for curl: nothing of them is ever an argument.
+LOGIN=''
+# Set by ask.
+STATUS='' ANSWER=''
+
+# require_url URL: an address without a login in it, which the list of processes would show.
+require_url() {
+  [[ $1 =~ ^https?://[^/@]+(/[^@]*)?$ ]] ||
+    die 64 "this is not an address without a login, such as http://127.0.0.1:9200" "put the login into a file for --login."
+  if [[ -n $LOGIN && ! -r $LOGIN ]]; then die 66 "the file $LOGIN cannot be read"; fi
+}
+
+# ask METHOD URL [BODY]: sets STATUS and ANSWER, whatever the server says.
+ask() {
+  local words=(--disable --silent --show-error --globoff --noproxy '*' --request "$1" --write-out '\n%{http_code}')
+  if [[ -n $LOGIN ]]; then words+=(--config "$LOGIN"); fi
+  if [[ $# -gt 2 ]]; then
+    ANSWER=$(curl "${words[@]}" --header 'content-type: application/json' --data-binary @- "$2" <<<"$3")
+  else
+    ANSWER=$(curl "${words[@]}" "$2" </dev/null)
+  fi || die 69 "the server cannot be asked: $1 $2" "check that it runs, and the address."
+  STATUS=${ANSWER##*$'\n'} ANSWER=${ANSWER%$'\n'*}
+}
+
+# must METHOD URL [BODY]: the same, and it has to succeed.
+must() {
+  ask "$@"
+  [[ $STATUS == 2* ]] && return
+  local hint='see the log of the server.'
+  if [[ $STATUS == 40[13] ]]; then hint='give a login with the needed rights: --login FILE, a configuration file of curl.'; fi
+  die 69 "the server refused $1 $2: $STATUS $(jq -c '.reason? // .error? // .' <<<"$ANSWER" 2>/dev/null | head -c 500)" "$hint"
 }

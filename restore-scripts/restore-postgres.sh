@@ -108,14 +108,6 @@ verify_plain() {
   warn "pg_verifybackup of PostgreSQL $major is not here: files were not compared"
 }
 
-put_config() {
-  [[ -n $(artefact config.tar) ]] || return 0
-  local beside=$TARGET.config-$STAMP
-  mkdir -m 700 -- "$beside"
-  open_artefact config.tar | tar --extract --no-same-owner --directory="$beside" --file=-
-  say "note:     the configuration from outside the data directory lies in $beside"
-}
-
 # ---- dump and databases ----
 
 # psql without start files; a password is never asked for.

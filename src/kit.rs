@@ -24,6 +24,9 @@ struct Way {
 }
 
 const BLOBDIR: (&str, &str) = ("restore-blobdir", include_str!("../restore-scripts/restore-blobdir.sh"));
+const COUCHDB: (&str, &str) = ("restore-couchdb", include_str!("../restore-scripts/restore-couchdb.sh"));
+const ELASTICSEARCH: (&str, &str) =
+    ("restore-elasticsearch", include_str!("../restore-scripts/restore-elasticsearch.sh"));
 const POSTGRES: (&str, &str) = ("restore-postgres", include_str!("../restore-scripts/restore-postgres.sh"));
 
 /// All ways. A kind that is not here has a `RESTORE.md` that says where the format is described.
@@ -35,6 +38,22 @@ const WAYS: &[Way] = &[
         script: Some(BLOBDIR),
         by_hand: include_str!("../templates/by-hand/blobdir.md.hbs"),
         programs: &[],
+    },
+    Way {
+        kind: "couchdb",
+        method: "files",
+        what: "the data directory of a CouchDB node",
+        script: Some(COUCHDB),
+        by_hand: include_str!("../templates/by-hand/couchdb.md.hbs"),
+        programs: &["curl"],
+    },
+    Way {
+        kind: "elasticsearch",
+        method: "snapshot",
+        what: "the names of snapshots of an Elasticsearch or OpenSearch cluster (the data lies in its repositories)",
+        script: Some(ELASTICSEARCH),
+        by_hand: include_str!("../templates/by-hand/elasticsearch.md.hbs"),
+        programs: &["curl"],
     },
     Way {
         kind: "postgres",
@@ -105,10 +124,13 @@ fn restore_md(point: &Manifest, way: Option<&Way>, places: &[String], versioned:
     if encrypted {
         options.push_str(" --identity \"$IDENTITY\"");
     }
+    if point.kind == "elasticsearch" {
+        options.push_str(" --url \"$URL\"");
+    }
     tablespaces.iter().for_each(|oid| options.push_str(&format!(" --map {oid}=\"$TABLESPACE_{oid}\"")));
     let recipients: Vec<&str> = data.iter().take(1).flat_map(|a| &a.recipients).map(String::as_str).collect();
     let mut values = json!({
-        "id": point.id, "service": point.service, "host": point.host, "environment": point.environment,
+        "id": point.id, "kind": point.kind, "service": point.service, "host": point.host, "environment": point.environment,
         "what": way.map_or(point.kind.as_str(), |w| w.what), "started": point.started.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
         "programs": programs(&data, way, encrypted), "facts": facts(point), "warnings": point.warnings, "places": places,
         "versioned": versioned, "encrypted": encrypted, "recipients": recipients.join("`, `"), "options": options,

@@ -3,10 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "the tests run tar and zstd")]
 
 mod capture;
-mod data;
+pub(crate) mod data;
 mod fake;
 mod faults;
 mod maps;
-mod node;
+pub(crate) mod node;
 mod real;
 mod restore;

@@ -17,10 +17,10 @@ use crate::common::memory::{Memory, context};
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/couchdb/data");
 
 /// A range of most databases, with the suffix that they have.
-pub(super) const LOW: &str = "shards/00000000-7fffffff";
+pub(crate) const LOW: &str = "shards/00000000-7fffffff";
 
 /// The data directory of the 3.4.3 node, below `dir`.
-pub(super) fn unpack(dir: &Path) -> PathBuf {
+pub(crate) fn unpack(dir: &Path) -> PathBuf {
     let packed = fs::File::open(format!("{FILES}/couchdb-3.4.3.tar.zst")).unwrap();
     tar::Archive::new(zstd::stream::read::Decoder::new(packed).unwrap()).unpack(dir).unwrap();
     dir.join("data")
@@ -41,7 +41,7 @@ pub(super) fn truth() -> BTreeMap<String, Value> {
 }
 
 /// The path of a shard, whatever its suffix.
-pub(super) fn shard(range: &str, db: &str) -> String {
+pub(crate) fn shard(range: &str, db: &str) -> String {
     let found = truth().into_keys().find(|path| {
         let rest = path.strip_prefix(range).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
         rest.strip_prefix(db).is_some_and(|rest| rest.starts_with('.'))

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::common::{unable, write};
 
 /// The installation, or a note that there is none.
-pub(super) fn installation() -> Option<PathBuf> {
+pub(crate) fn installation() -> Option<PathBuf> {
     let found = std::env::var_os("COUCHDB").map(PathBuf::from);
     if found.is_none() {
         unable("no real CouchDB: set COUCHDB to an installation of it (a folder with bin/couchdb and etc/default.ini)");
@@ -22,21 +22,21 @@ pub(super) fn installation() -> Option<PathBuf> {
 }
 
 /// A part of a path.
-pub(super) fn quote(name: &str) -> String {
+pub(crate) fn quote(name: &str) -> String {
     percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 /// A node with a directory of its own. Stopped when dropped.
-pub(super) struct Node {
-    pub(super) dir: PathBuf,
-    pub(super) name: String,
-    pub(super) url: String,
+pub(crate) struct Node {
+    pub(crate) dir: PathBuf,
+    pub(crate) name: String,
+    pub(crate) url: String,
     client: reqwest::Client,
 }
 
 impl Node {
     /// Its settings and commands; nothing runs yet.
-    pub(super) fn new(couchdb: &Path, dir: &Path, short: &str) -> Self {
+    pub(crate) fn new(couchdb: &Path, dir: &Path, short: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let name = format!("{short}{}x{port}@127.0.0.1", std::process::id());
         let data = dir.join("data");
@@ -71,7 +71,7 @@ impl Node {
         Self { dir: dir.to_owned(), name, url: format!("http://127.0.0.1:{port}"), client }
     }
 
-    pub(super) fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
 
@@ -81,7 +81,7 @@ impl Node {
     }
 
     /// What it wrote to its terminal, and the end of its log.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let read = |name: &str| fs::read_to_string(self.dir.join(name)).unwrap_or_default();
         let log = read("log");
         let tail: Vec<&str> = log.lines().rev().take(15).collect();
@@ -89,7 +89,7 @@ impl Node {
     }
 
     /// Starts it and waits until it answers.
-    pub(super) async fn start(&self) {
+    pub(crate) async fn start(&self) {
         self.command("start");
         for _ in 0..600 {
             if self.client.get(&self.url).send().await.is_ok() {
@@ -101,7 +101,7 @@ impl Node {
     }
 
     /// Settings of a service for it, with commands that start and stop it.
-    pub(super) fn settings(&self) -> String {
+    pub(crate) fn settings(&self) -> String {
         let command = |what: &str| format!(r#"["sh", {:?}]"#, self.dir.join(what).display().to_string());
         let password = write(&self.dir, "password", "secret\n");
         fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -113,7 +113,7 @@ impl Node {
         )
     }
 
-    pub(super) async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
         let mut request =
             self.client.request(method, format!("{}{path}", self.url)).basic_auth("admin", Some("secret"));
         if let Some(body) = body {
@@ -124,31 +124,31 @@ impl Node {
         (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or(Value::Null))
     }
 
-    pub(super) async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let (status, answer) = self.ask(Method::GET, path, None).await;
         assert_eq!(status, 200, "GET {path}: {answer}");
         answer
     }
 
-    pub(super) async fn put(&self, path: &str, body: &Value) {
+    pub(crate) async fn put(&self, path: &str, body: &Value) {
         let (status, answer) = self.ask(Method::PUT, path, Some(body)).await;
         assert!(status < 300, "PUT {path}: {status} {answer}");
     }
 
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Value {
         let (status, answer) = self.ask(Method::POST, path, Some(body)).await;
         assert!(status < 300, "POST {path}: {status} {answer}");
         answer
     }
 
-    pub(super) async fn databases(&self) -> Vec<String> {
+    pub(crate) async fn databases(&self) -> Vec<String> {
         serde_json::from_value(self.get("/_all_dbs").await).unwrap()
     }
 
     /// All that a user can see of a database: documents with conflicts and attachments, local ones, tombstones,
     /// security. What belongs to the node, such as sequences, is left out, and so is the one document that each node
     /// adds to `_users` by itself.
-    pub(super) async fn everything(&self, db: &str) -> Value {
+    pub(crate) async fn everything(&self, db: &str) -> Value {
         let db = quote(db);
         let docs = self.get(&format!("/{db}/_all_docs?include_docs=true&conflicts=true&attachments=true")).await;
         let changes = self.get(&format!("/{db}/_changes?style=all_docs")).await;
@@ -162,7 +162,7 @@ impl Node {
     }
 
     /// Databases with awkward names and with everything that CouchDB knows.
-    pub(super) async fn fill(&self) {
+    pub(crate) async fn fill(&self) {
         for db in ["_users", "_replicator", "user/foo", "user", "a+b$c_d", "plain", "empty"] {
             self.put(&format!("/{}", quote(db)), &json!({})).await;
         }
