@@ -333,7 +333,12 @@ prepare_target() {
   [[ $TARGET == /* ]] || die 64 "give an absolute path with --to"
   TARGET=${TARGET%/}
   [[ -n $TARGET ]] || die 73 "cannot restore over /"
-  STAMP=$(date -u +%Y%m%dT%H%M%SZ)
+  local now n=1
+  now=$(date -u +%Y%m%dT%H%M%SZ) STAMP=$now
+  # Twice in a second, nothing that was put aside may be written over.
+  while [[ -e $TARGET.old-$STAMP || -e $TARGET/.old-$STAMP || -e $TARGET.restoring-$STAMP || -e $TARGET/.restoring-$STAMP || -e $TARGET.config-$STAMP ]]; do
+    n=$((n + 1)) STAMP=$now-$n
+  done
   if holds_data "$TARGET" && [[ $REPLACE == no ]]; then
     die 73 "$TARGET is not empty" "restore elsewhere with --to, or allow --replace: the old data is moved aside and kept."
   fi
