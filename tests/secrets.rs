@@ -211,6 +211,11 @@ fn a_secret_that_others_can_read_is_refused() {
     assert_eq!(ran.code, 78, "{ran:#?}");
     let said = format!("others can read the secret in \"{root}/secret/s3\" (mode 0604)");
     assert!(ran.stderr.contains(&said), "{ran:#?}");
-    assert!(ran.stderr.contains(&format!("hint: run `chmod 600 {root}/secret/s3`, and change the secret")), "{ran:#?}");
+    assert!(
+        ran.stderr.contains(&format!(
+            "hint: run `chmod 600 {root}/secret/s3` (640 with a group of the users who need it), and"
+        )),
+        "{ran:#?}"
+    );
     must_not_be_in(ran.stderr.as_bytes(), "what is said about it");
 }
