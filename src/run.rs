@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::catalogue::{Catalogue, OWNER_NAME, Place};
+use crate::catalogue::{Catalogue, OWNER_NAME, Place, Point};
 use crate::config::Service;
 use crate::destination::{self, PutMode};
 use crate::drill::records;
@@ -497,9 +497,10 @@ impl Run<'_> {
 }
 
 /// Whether a place is sent a new point of this cadence: one that keeps it or a lower cadence, which it satisfies too.
-/// A place that keeps only higher ones would store it and remove it again; it gets none, unless it is still empty.
+/// A place that keeps only higher ones would store it and remove it again; it gets none, unless nothing there can be restored.
 pub fn takes(place: &Place, catalogue: Option<&Catalogue>, cadence: Cadence) -> bool {
-    let empty = || catalogue.is_some_and(|c| !c.points.iter().any(|p| p.manifest.state == State::Complete));
+    let good = |p: &Point| p.is_whole() && p.manifest.state == State::Complete;
+    let empty = || catalogue.is_some_and(|c| !c.points.iter().any(good));
     cadence == Cadence::Manual || place.keep.cadences().any(|kept| kept <= cadence) || empty()
 }
 

@@ -144,6 +144,21 @@ async fn a_place_that_keeps_only_months_is_not_sent_every_day() {
 }
 
 #[tokio::test]
+async fn a_place_whose_last_point_is_damaged_takes_what_comes_next() {
+    let d = Deployment::with("{daily: 3, monthly: 2}", "[{name: second, keep: {monthly: 12}}]");
+    let first = d.backup(Wanted::Due).await.unwrap().id.unwrap();
+    for place in ["local", "second"] {
+        std::fs::remove_file(d.folder(place, &first).join("data.tar.zst")).unwrap();
+    }
+    d.pass(TimeDelta::days(1));
+    let daily = d.backup(Wanted::This(Cadence::Daily)).await.unwrap();
+    assert_eq!(daily.places.iter().map(|p| p.wanted).collect::<Vec<_>>(), [true, true]);
+    let target = d.path("out");
+    d.restore(Some("second"), None, &target).await.unwrap();
+    assert_eq!(std::fs::read(target.join("a/one")).unwrap(), b"first");
+}
+
+#[tokio::test]
 async fn a_place_without_any_point_takes_what_comes_first() {
     let d = Deployment::with("{daily: 3}", "[{name: second, keep: {yearly: 2}}]");
     d.backup(Wanted::This(Cadence::Daily)).await.unwrap();
