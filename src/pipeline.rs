@@ -9,12 +9,14 @@
 //! for the whole point. Memory is bounded by the queues, the compressor's windows and the destinations' part buffers.
 
 pub mod archive;
+pub mod bridge;
 pub mod compress;
 pub mod decode;
 pub mod encode;
 pub mod encrypt;
 pub mod extract;
 mod fanout;
+pub mod owner;
 pub mod place;
 
 use std::collections::HashMap;

@@ -6,18 +6,17 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use tokio::io::AsyncReadExt;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::Comparison;
 use crate::artefact::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
-use crate::pipeline::archive::acl::{group_id, user_id};
+use crate::pipeline::bridge::{self, Bridge, blocking};
 use crate::pipeline::extract::{self, Extracted, Rules};
+use crate::pipeline::owner;
 use crate::pipeline::place::Place;
-use crate::source::{ArtefactReader, Context, PointReader, RestoreRequest, Restored, Verified};
+use crate::source::{Context, PointReader, RestoreRequest, Restored, Verified};
 
 /// Counts of the manifest that a restore must reach.
 const COMPARED: [&str; 6] = ["files", "directories", "symlinks", "hardlinks", "other", "bytes"];
@@ -31,7 +30,7 @@ pub(super) async fn restore(
 ) -> Result<Restored> {
     request.refuse_indices()?;
     refuse_foreign(request)?;
-    let owner = request.owner.as_deref().map(parse_owner).transpose()?;
+    let owner = request.owner.as_deref().map(owner::parse).transpose()?;
     let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());
     let stop = cx.cancel.child_token();
     let guard = stop.clone().drop_guard();
@@ -87,11 +86,6 @@ pub(super) async fn verify(cx: &Context, point: &PointReader) -> Result<Verified
     outcome
 }
 
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|e| Error::new(ErrorKind::Internal, "the extraction broke").caused_by(e))?
-}
-
 fn restored(target: &Path, old_data: Option<PathBuf>, done: Extracted, owner_given: bool) -> Restored {
     let mut notes = done.notes;
     if !nix::unistd::Uid::effective().is_root() {
@@ -132,21 +126,6 @@ fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
     Ok(())
 }
 
-fn parse_owner(text: &str) -> Result<(u32, u32)> {
-    let bad = |what: &str| {
-        Error::new(ErrorKind::Usage, format!("{what} in the owner {text:?}"))
-            .hint("write `--owner USER:GROUP` with names or numbers of this host.")
-    };
-    let (user, group) = text.split_once(':').ok_or_else(|| bad("no group"))?;
-    let owner =
-        (user_id(user).ok_or_else(|| bad("unknown user"))?, group_id(group).ok_or_else(|| bad("unknown group"))?);
-    if !nix::unistd::Uid::effective().is_root() {
-        return Err(Error::new(ErrorKind::Denied, "only root can give files to another owner")
-            .hint("run as root, or leave out `--owner`."));
-    }
-    Ok(owner)
-}
-
 fn find(point: &PointReader, role: Role, name: &str) -> Result<Artefact> {
     let artefacts = &point.manifest.artefacts;
     artefacts
@@ -172,37 +151,13 @@ pub(super) async fn open(
     let mut from = point.open(&lines).await?;
     tokio::select! {
         biased;
-        () = stop.cancelled() => return Err(cancelled()),
+        () = stop.cancelled() => return Err(bridge::stopped()),
         copied = tokio::io::copy(&mut from, &mut copy) => copied.map_err(Error::from)?,
     };
     tokio::io::AsyncWriteExt::flush(&mut copy).await.map_err(failed)?;
     let mut file = file;
     io::Seek::rewind(&mut file).map_err(failed)?;
     let expected = Comparison::begin(file)?;
-    let bridge = Bridge { from: point.open(&data).await?, runtime: Handle::current(), stop: stop.clone() };
+    let bridge = Bridge::new(point.open(&data).await?, stop);
     Ok((expected, BufReader::with_capacity(512 * 1024, bridge)))
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "the restore was stopped")
-}
-
-/// An async reader for a thread that may block, which a stop interrupts.
-struct Bridge {
-    from: ArtefactReader,
-    runtime: Handle,
-    stop: CancellationToken,
-}
-
-impl Read for Bridge {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Self { from, runtime, stop } = self;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => Err(cancelled().into()),
-                read = from.read(buf) => read,
-            }
-        })
-    }
 }

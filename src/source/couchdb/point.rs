@@ -1,16 +1,16 @@
 //! A restore point opened for reading: its inventory, and its archive for a thread that may block.
 
-use std::io::{self, BufReader, Read};
+use std::io::{BufReader, Read};
 
 use tokio::io::AsyncReadExt as _;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::{Inventory, MAX_BYTES};
 use crate::artefact::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
-use crate::source::{ArtefactReader, PointReader};
+use crate::pipeline::bridge::Bridge;
+use crate::source::PointReader;
 
 fn find(point: &PointReader, role: Role, name: &str) -> Result<Artefact> {
     let found = point.manifest.artefacts.iter().find(|a| a.role == role && a.plain_name() == name);
@@ -30,8 +30,7 @@ pub(super) async fn inventory(point: &PointReader) -> Result<Inventory> {
 /// The archive.
 pub(super) async fn archive(point: &PointReader, stop: &CancellationToken) -> Result<impl Read + Send + 'static> {
     let from = point.open(&find(point, Role::Data, "data.tar")?).await?;
-    let bridge = Bridge { from, runtime: Handle::current(), stop: stop.clone() };
-    Ok(BufReader::with_capacity(512 * 1024, bridge))
+    Ok(BufReader::with_capacity(512 * 1024, Bridge::new(from, stop)))
 }
 
 /// The configuration, if the point has it.
@@ -41,32 +40,5 @@ pub(super) async fn config(
 ) -> Result<Option<impl Read + Send + 'static>> {
     let Ok(artefact) = find(point, Role::Config, "config.tar") else { return Ok(None) };
     let from = point.open(&artefact).await?;
-    let bridge = Bridge { from, runtime: Handle::current(), stop: stop.clone() };
-    Ok(Some(BufReader::with_capacity(64 * 1024, bridge)))
-}
-
-/// Runs what may block.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|e| Error::new(ErrorKind::Internal, "the reader of the archive broke").caused_by(e))?
-}
-
-/// An async reader for a thread that may block, which a stop interrupts.
-struct Bridge {
-    from: ArtefactReader,
-    runtime: Handle,
-    stop: CancellationToken,
-}
-
-impl Read for Bridge {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Self { from, runtime, stop } = self;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => Err(Error::new(ErrorKind::Cancelled, "reading the point was stopped").into()),
-                read = from.read(buf) => read,
-            }
-        })
-    }
+    Ok(Some(BufReader::with_capacity(64 * 1024, Bridge::new(from, stop))))
 }

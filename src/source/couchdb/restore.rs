@@ -17,9 +17,10 @@ use super::shard_map::{is_replicator, shard_path};
 use super::{Couchdb, point};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
-use crate::pipeline::archive::acl::{group_id, user_id};
 use crate::pipeline::archive::{Member, MemberKind};
+use crate::pipeline::bridge::blocking;
 use crate::pipeline::extract::{self, Extracted, Rules, show};
+use crate::pipeline::owner;
 use crate::pipeline::place::Place;
 use crate::source::{Context, PointReader, RestoreRequest, Restored};
 
@@ -62,7 +63,7 @@ pub(super) async fn restore(
     let place = Place::prepare(&target, request.replace, now)?;
     let need = |key: &str| point.manifest.counts.get(key).copied().unwrap_or(0);
     place.check_space(need("bytes"), need("files"))?;
-    let owner = request.owner.as_deref().map(parse_owner).transpose()?;
+    let owner = request.owner.as_deref().map(owner::parse).transpose()?;
     let wanted = Wanted::new(&inventory, request.no_replicator);
     let (place, done) = fill(cx, point, place, Rules { owner }, wanted).await?;
     if request.start {
@@ -70,7 +71,7 @@ pub(super) async fn restore(
     } else {
         refuse_running(&node, &target, own).await?;
     }
-    let (target, old_data) = point::blocking(move || place.settle()).await?;
+    let (target, old_data) = blocking(move || place.settle()).await?;
     let mut restored = Restored { target: target.display().to_string(), old_data, ..Restored::default() };
     note_files(&inventory, request, &done, &mut restored);
     config_beside(cx, point, &target, now, Rules { owner }, &mut restored).await?;
@@ -170,7 +171,7 @@ async fn fill(
     let stop = cx.cancel.child_token();
     let guard = stop.clone().drop_guard();
     let data = point::archive(point, &stop).await?;
-    let outcome = point::blocking(move || {
+    let outcome = blocking(move || {
         let done = extract_wanted(data, &place.partial, rules, &wanted)?;
         Ok((place, done))
     })
@@ -257,7 +258,7 @@ async fn config_beside(
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(now.format(".config-%Y%m%dT%H%M%SZ").to_string());
     let place = Place::prepare(&target.with_file_name(name), false, now)?;
-    let (dir, _) = point::blocking(move || {
+    let (dir, _) = blocking(move || {
         extract::extract(from, &place.partial, rules, &mut |_, _| Ok(()))?;
         place.settle()
     })
@@ -331,21 +332,6 @@ async fn start(source: &Couchdb, cx: &Context, node: &Node, wait: Option<Duratio
         Error::new(ErrorKind::Failed, format!("the node does not answer {} seconds after its start", wait.as_secs()))
             .hint("see its log; when it runs, go on with --only-finish.")
     })
-}
-
-fn parse_owner(text: &str) -> Result<(u32, u32)> {
-    let bad = |what: &str| {
-        Error::new(ErrorKind::Usage, format!("{what} in the owner {text:?}"))
-            .hint("write `--owner USER:GROUP` with names or numbers of this host.")
-    };
-    let (user, group) = text.split_once(':').ok_or_else(|| bad("no group"))?;
-    let owner =
-        (user_id(user).ok_or_else(|| bad("unknown user"))?, group_id(group).ok_or_else(|| bad("unknown group"))?);
-    if !nix::unistd::Uid::effective().is_root() {
-        return Err(Error::new(ErrorKind::Denied, "only root can give files to another owner")
-            .hint("run as root, or leave out `--owner`."));
-    }
-    Ok(owner)
 }
 
 /// Where the files of a database lie in the archive: by range.

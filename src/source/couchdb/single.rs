@@ -14,6 +14,7 @@ use super::restore::shards_of;
 use super::shard_map::{self, is_db, shard_path};
 use super::{Couchdb, DBS, finish, point};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::bridge::blocking;
 use crate::pipeline::extract::{self, Rules};
 use crate::source::{Context, PointReader, RestoreRequest, Restored};
 
@@ -138,7 +139,7 @@ async fn extract_one(
         .filter_map(|(_, path)| Some((path.clone().into_bytes(), inventory.shards.get(&path)?.file.blake3.clone())))
         .collect();
     let (into, db) = (partial.dir.clone(), line.db.clone());
-    let outcome = point::blocking(move || {
+    let outcome = blocking(move || {
         let takes = |member: &crate::pipeline::archive::Member| {
             wanted.contains_key(&member.path) || member.path == DBS.as_bytes()
         };

@@ -12,6 +12,7 @@ use super::shard_map::{self, ShardMap};
 use super::{DBS, point, tree, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::archive::MemberKind;
+use crate::pipeline::bridge::blocking;
 use crate::pipeline::extract::{TarReader, show};
 use crate::source::{Context, PointReader, Verified};
 
@@ -32,7 +33,7 @@ pub(super) async fn read(cx: &Context, point: &PointReader, scratch: &Path) -> R
     let inventory = point::inventory(point).await?;
     let archive = point::archive(point, &stop).await?;
     let (scratch, monitor) = (scratch.to_owned(), std::sync::Arc::clone(&cx.monitor));
-    let outcome = point::blocking(move || {
+    let outcome = blocking(move || {
         let mut found = Found { inventory, scratch, ..Found::default() };
         match found.read(archive) {
             Ok(()) => {}
