@@ -338,11 +338,13 @@ impl Config {
     pub fn hold_secrets(&mut self) {
         let keys = self.destinations.values_mut().filter_map(|d| d.s3.as_mut()?.credentials.as_mut());
         let mail = self.mail.iter_mut().filter_map(|m| m.password.as_mut());
-        keys.chain(mail).for_each(secret::SecretRef::hold);
+        let drill = self.drill.identity.iter_mut();
+        keys.chain(mail).chain(drill).for_each(secret::SecretRef::hold);
         for service in self.services.values_mut() {
             let couchdb = service.couchdb.iter_mut().flat_map(|c| &mut c.password);
             let search = service.elasticsearch.iter_mut().flat_map(|e| e.password.iter_mut().chain(&mut e.api_key));
-            couchdb.chain(search).for_each(secret::SecretRef::hold);
+            let drill = service.drill.identity.iter_mut();
+            couchdb.chain(search).chain(drill).for_each(secret::SecretRef::hold);
         }
     }
     /// The settings of a service's drills: its own, else the top-level ones.

@@ -33,6 +33,16 @@ impl SourceConfig {
             Self::Elasticsearch(_) => None,
         }
     }
+
+    /// The key that names it.
+    fn data_key(&self) -> Option<&'static str> {
+        match self {
+            Self::Postgres(_) => Some("postgres.data_dir"),
+            Self::Couchdb(_) => Some("couchdb.data_dir"),
+            Self::Blobdir(_) => Some("blobdir.path"),
+            Self::Elasticsearch(_) => None,
+        }
+    }
 }
 
 impl Service {
@@ -83,10 +93,9 @@ impl Config {
     pub fn data_dirs(&self) -> Vec<(String, PathBuf)> {
         let mut dirs = Vec::new();
         for (name, service) in &self.services {
-            let blobs = service.blobdir.as_ref().map(|c| ("blobdir.path", c.path.clone()));
-            let postgres = service.postgres.as_ref().and_then(|c| Some(("postgres.data_dir", c.data_dir.clone()?)));
             let points = service.backup_dir.clone().map(|dir| ("backup_dir", dir));
-            let all = [blobs, postgres, points].into_iter().flatten();
+            let data = service.source().and_then(|source| Some((source.data_key()?, source.data_dir()?)));
+            let all = [data, points].into_iter().flatten();
             dirs.extend(all.map(|(key, dir)| (format!("services.{name}.{key}"), dir)));
         }
         let local = |(name, d): (&String, &DestinationConfig)| {
