@@ -120,7 +120,7 @@ fn note_proof(checked: &mut Checked, proofs: &Proofs, limit: Option<Span>, there
 
 /// Whether the snapshots that stores keep themselves are there: in the directory of a service, by its store's word; at
 /// destinations, by their buckets first.
-async fn attested(
+pub(crate) async fn attested(
     engine: &Engine,
     at: &Watched<'_>,
     place: &Place,

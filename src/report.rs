@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::catalogue::{Catalogue, Place};
+use crate::catalogue::{Catalogue, Place, Point};
 use crate::check;
 use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::freshness::{State, Watched};
-use crate::held::bucket::NotOffSite;
 use crate::manifest;
 use crate::proof::{self, Proofs, Record};
 use crate::prune::{self, Policy};
@@ -77,6 +76,8 @@ pub struct PlaceReport {
     pub address: String,
     /// Whether it lies on another machine.
     pub off_site: bool,
+    /// Whether a complete point lies there with its data, or with a snapshot of it that is in a bucket.
+    pub holds_data_off_site: bool,
     /// How fresh it is there.
     pub state: State,
     /// Why it could not be read.
@@ -104,7 +105,7 @@ pub struct PointReport {
     pub stored_bytes: u64,
     /// Before compression.
     pub plain_bytes: u64,
-    /// `complete`, `suspect` or `incomplete`.
+    /// `complete`, `suspect`, `incomplete`, or `unknown` when its store could not be asked.
     pub state: String,
     /// Whether it is encrypted.
     pub encrypted: bool,
@@ -148,7 +149,7 @@ async fn service(engine: &Engine, name: &str) -> Result<ServiceReport> {
         let at = Watched { host: &host, service: name, destination: place.name() };
         found.push(match catalogue {
             Ok(catalogue) => {
-                let mut report = place_report(engine, &at, place, catalogue, &policy, &proofs)?;
+                let mut report = place_report(engine, &at, place, catalogue, &policy, &proofs).await?;
                 let root = place.layout.roots(&host, name).swap_remove(0).replace("_manual_", "_*_");
                 report.address = engine.address(name, place, root.trim_end_matches('/'));
                 report
@@ -191,7 +192,7 @@ async fn service(engine: &Engine, name: &str) -> Result<ServiceReport> {
     })
 }
 
-fn place_report(
+async fn place_report(
     engine: &Engine,
     at: &Watched<'_>,
     place: &Place,
@@ -200,7 +201,10 @@ fn place_report(
     proofs: &Proofs,
 ) -> Result<PlaceReport> {
     let limits = check::limits(engine, at.service)?;
-    let checked = check::judge(at, catalogue, &NotOffSite::default(), place.keep.cadences(), &limits, policy.now);
+    // Judged as `check-s3` does: a record at a destination is no copy there of a snapshot on the store's own disks.
+    let (attested, not_off_site) = check::attested(engine, at, place, Ok(catalogue.clone())).await?;
+    let checked = check::judge(at, &attested, &not_off_site, place.keep.cadences(), &limits, policy.now);
+    let good = |p: &Point| p.is_whole() && p.unseen.is_empty() && p.manifest.state == manifest::State::Complete;
     let decisions: BTreeMap<String, (bool, String)> = prune::decide(place, catalogue, policy)
         .into_iter()
         .map(|d| (d.id, (d.action == Action::Keep, d.reason)))
@@ -213,6 +217,7 @@ fn place_report(
             let (kept, reason) = decisions.get(&m.id).cloned().unwrap_or((true, String::new()));
             let state = match m.state {
                 _ if !p.is_whole() => "incomplete",
+                _ if !p.unseen.is_empty() => "unknown",
                 manifest::State::Complete => "complete",
                 manifest::State::Suspect => "suspect",
             };
@@ -236,6 +241,7 @@ fn place_report(
         name: at.destination.to_owned(),
         address: String::new(),
         off_site: place.destination.is_off_site(),
+        holds_data_off_site: place.destination.is_off_site() && attested.points.iter().any(good),
         state: checked.freshness.state,
         error: None,
         stored_bytes: points.iter().map(|p| p.stored_bytes).sum(),
@@ -249,6 +255,7 @@ fn unreadable(place: &Place, why: &str) -> PlaceReport {
         name: place.name().to_owned(),
         address: String::new(),
         off_site: place.destination.is_off_site(),
+        holds_data_off_site: false,
         state: State::Unknown,
         error: Some(why.to_owned()),
         stored_bytes: 0,
@@ -270,7 +277,7 @@ fn gaps(places: &[Place], found: &[PlaceReport], proofs: &Proofs) -> Vec<String>
         gaps.push(
             "no copy leaves this host: a fire, a thief or a wrong command takes data and backups together".to_owned(),
         );
-    } else if !found.iter().any(|p| p.off_site && p.points.iter().any(|p| p.state == "complete")) {
+    } else if !found.iter().any(|p| p.holds_data_off_site) {
         gaps.push("no complete restore point lies off this host".to_owned());
     }
     if proofs.last_proven().is_none() {
