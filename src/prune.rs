@@ -12,6 +12,8 @@ use crate::retention::{self, Action, Decision};
 
 const NO_VERSIONS: &str = "these keys may not list versions (s3:ListBucketVersions)";
 
+const NOT_ASKED: &str = "the store could not be asked for its snapshots";
+
 /// What the decision depends on besides the points.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy<'a> {
@@ -62,7 +64,7 @@ pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) ->
         return pruned;
     }
     if let Some(why) = catalogue.points.iter().find_map(|p| p.unseen.first()) {
-        pruned.problems.push(format!("nothing was removed: the store could not be asked for its snapshots: {why}"));
+        pruned.problems.push(format!("nothing was removed: {NOT_ASKED}: {why}"));
         return pruned;
     }
     if catalogue.partial_view {
@@ -87,7 +89,7 @@ pub async fn apply(place: &Place, catalogue: &Catalogue, policy: &Policy<'_>) ->
 }
 
 /// Why a person may not remove this point by its name, if so: what no policy would remove either.
-pub fn objection(catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Option<String> {
+fn objection(catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Option<String> {
     let facts = facts(catalogue);
     let sound = retention::sound(&facts);
     let at = facts.iter().position(|f| f.id == id)?;
@@ -102,20 +104,32 @@ pub fn objection(catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Option
     if counts(at) && !others {
         return Some("it is the last complete restore point there".to_owned());
     }
+    if let Some(why) = catalogue.points.iter().find_map(|p| p.unseen.first()) {
+        return Some(format!("{NOT_ASKED}: {why}"));
+    }
     catalogue.partial_view.then(|| NO_VERSIONS.to_owned())
 }
 
-/// Removes the point of this id.
+/// The point of this id, if a person may remove it.
 ///
 /// # Errors
-/// `NotFound` if it is not there; `Refused` with the [`objection`]; what the destination says.
-pub async fn remove_named(place: &Place, catalogue: &Catalogue, id: &str, policy: &Policy<'_>) -> Result<()> {
+/// `NotFound` if it is not there; `Refused` when no policy would remove it either.
+pub fn removable<'a>(place: &Place, catalogue: &'a Catalogue, id: &str, policy: &Policy<'_>) -> Result<&'a Point> {
     let point = catalogue.points.iter().find(|p| p.manifest.id == id).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("there is no restore point {id:?} at {}", place.name()))
     })?;
-    if let Some(reason) = objection(catalogue, id, policy) {
-        return Err(Error::new(ErrorKind::Refused, format!("{id} stays at {}: {reason}", place.name())));
+    match objection(catalogue, id, policy) {
+        None => Ok(point),
+        Some(reason) => Err(Error::new(ErrorKind::Refused, format!("{id} stays at {}: {reason}", place.name()))),
     }
+}
+
+/// Removes a point that is [`removable`].
+///
+/// # Errors
+/// What the destination says.
+pub async fn remove_named(place: &Place, point: &Point) -> Result<()> {
+    let id = &point.manifest.id;
     let keeps_versions = !place.layout.is_versioned() && place.destination.keeps_versions().await.unwrap_or(false);
     let failed = |e: Error| e.within(format!("could not remove {id} at {}", place.name()));
     remove(place, point, keeps_versions).await.map_err(failed)

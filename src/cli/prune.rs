@@ -5,7 +5,6 @@ use serde_json::json;
 use super::PruneArgs;
 use super::app::App;
 use super::backup::selected;
-use crate::catalogue;
 use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -44,13 +43,13 @@ async fn named(app: &App, engine: &Engine, args: &PruneArgs, id: &str) -> Result
     let policy = Policy { calendar: engine.calendar()?, now, agent_id: &agent_id, proven: &[] };
     let mut failures = Vec::new();
     let mut removed = 0;
-    for place in engine.places_from(service, args.from.as_deref())? {
+    let places = engine.places_from(service, args.from.as_deref())?;
+    let catalogues = engine.catalogues(&places, &engine.host()?, service).await;
+    for (place, found) in places.iter().zip(catalogues) {
         let outcome = async {
-            let found = catalogue::read(&place, &engine.host()?, service).await?;
-            match prune::objection(&found, id, &policy) {
-                None if args.dry_run && found.points.iter().any(|p| p.manifest.id == id) => Ok(()),
-                _ => prune::remove_named(&place, &found, id, &policy).await,
-            }
+            let found = found?;
+            let point = prune::removable(place, &found, id, &policy)?;
+            if args.dry_run { Ok(()) } else { prune::remove_named(place, point).await }
         };
         match outcome.await {
             Ok(()) => {
@@ -109,6 +108,10 @@ async fn one(app: &App, engine: &Engine, service: &str, args: &PruneArgs) -> Res
         };
         failures += usize::from(!done.problems.is_empty());
         show(app, engine, service, place.name(), &done, dry_run);
+    }
+    if args.from.is_some() {
+        // What other places hold decides on snapshots too.
+        return Ok(failures);
     }
     let keeps = engine.service(service)?.repository_keeps();
     let repositories = if keeps.is_empty() { Vec::new() } else { held::ask(engine, service).await? };
