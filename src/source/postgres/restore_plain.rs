@@ -19,6 +19,9 @@ struct Part {
 
 /// Files that belong to a server that ran, not to the data.
 const STALE: &[&str] = &["postmaster.pid", "postmaster.opts"];
+/// Said of a copy that was started beside the server that it was taken of.
+const ARCHIVING_OFF: &str = "it was started with archive_mode=off, so that it writes nothing into another server's \
+    archive of WAL: a start without that option switches archiving on as its configuration says";
 /// Settings that make a server follow another.
 const FOLLOWING: &[&str] = &["primary_conninfo", "primary_slot_name"];
 
@@ -64,7 +67,10 @@ impl Postgres {
         if request.start {
             let major: String =
                 point.manifest.server_version.iter().flat_map(|v| v.chars()).take_while(char::is_ascii_digit).collect();
-            self.start(cx, &base.dir, &major, owner, request.wait).await?;
+            self.start(cx, &base.dir, &major, owner, request).await?;
+            if request.to.is_some() {
+                restored.notes.push(ARCHIVING_OFF.into());
+            }
             restored.notes.push("the server runs, and its recovery has ended".into());
         } else {
             restored.notes.push("start the server, and wait until select pg_is_in_recovery() says f".into());

@@ -8,7 +8,7 @@ use super::connect::conninfo;
 use super::place::Owner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
-use crate::source::Context;
+use crate::source::{Context, RestoreRequest};
 
 /// Where the server's messages go while it starts.
 const LOG: &str = "backstay-start.log";
@@ -23,15 +23,17 @@ fn as_owner(program: Program, owner: Owner) -> Program {
 
 impl Postgres {
     /// `pg_ctl start`, then asks until the server has left recovery: `pg_ctl` returns earlier.
+    ///
+    /// A copy in another directory runs beside the server that it was taken of: it must not write into its archive of WAL.
     pub(super) async fn start(
         &self,
         cx: &Context,
         data: &Path,
         major: &str,
         owner: Owner,
-        wait: Option<Duration>,
+        request: &RestoreRequest,
     ) -> Result<()> {
-        let wait = wait.unwrap_or(WAIT);
+        let wait = request.wait.unwrap_or(WAIT);
         let log = data.join(LOG);
         let failed = |said: String| {
             let tail = std::fs::read_to_string(&log).unwrap_or_default();
@@ -43,6 +45,7 @@ impl Postgres {
         };
         let seconds = wait.as_secs().max(1).to_string();
         let program = Program::new(self.server_tool("pg_ctl", major)).current_dir(data).arg("-D").arg(data);
+        let program = if request.to.is_some() { program.args(["-o", "-c archive_mode=off"]) } else { program };
         let program = as_owner(program.args(["-w", "-t", &seconds, "-l"]).arg(&log).arg("start"), owner);
         let (_, ended) = program.collect(&cx.cancel, 1 << 20).await?;
         if !ended.status.success() {
