@@ -177,8 +177,16 @@ fn what_the_store_does_not_say_is_unknown_and_nothing_is_removed() {
     let before = fake.snapshots();
     drop(at.run(&["prune"]));
     assert_eq!(fake.snapshots(), before);
+    let oldest = at.points()[0].0.clone();
+    let refused = at.run(&["prune", "search", "--point", &oldest]);
+    assert_eq!(refused.code, 73, "{refused:#?}");
+    let text = format!("{oldest} stays at local: the store could not be asked for its snapshots: ");
+    assert!(refused.stderr.contains(&text), "{refused:#?}");
+    assert_eq!((fake.snapshots(), at.points().len()), (before, 2));
     fake.heal();
     assert!(at.points().iter().all(|(_, state)| state == "complete"));
+    at.run(&["prune", "search", "--point", &oldest]).ok();
+    assert_eq!(at.points().len(), 1);
 }
 
 /// A server with a certificate of a private authority in `dir`; it ends with its standard input, and answers with a page.
