@@ -1,6 +1,7 @@
 //! Elasticsearch and OpenSearch: snapshots in real repositories, taken, found, lost, restored and counted.
 
 mod bucket;
+mod drilled;
 mod fake;
 mod faults;
 mod real;

@@ -150,7 +150,7 @@ impl Source for Elasticsearch {
     }
 
     async fn drill_cleanup(&self, cx: &Context) -> Result<()> {
-        restore::drill::cleanup(&Client::new(&self.config)?, &cx.service).await
+        restore::drill::cleanup(&Client::new(&self.config)?, cx).await
     }
 
     async fn held(&self, cx: &Context) -> Result<Vec<Repository>> {

@@ -6,6 +6,7 @@ use super::client::{Client, Refusal};
 use super::indices::{self, Patterns, Wanted};
 use super::inventory::{self, Line};
 use super::repository;
+use super::restore::temporary;
 use super::snapshot::{self, Verdict};
 use super::version::{self, Version};
 use crate::artefact::ArtefactSink;
@@ -44,8 +45,15 @@ pub(super) async fn backup(
 ) -> Result<Captured> {
     let version = version::ask(client).await?;
     let mut capture = Capture { config, client, cx, version, wanted: Wanted::default() };
-    capture.choose().await?;
     let mut warnings = Vec::new();
+    // A backup and a restore of a service never run at the same time.
+    let left = temporary::sweep(client, cx, &indices::all(client).await?).await;
+    let left = left.unwrap_or_else(|err| vec![err.chain()]);
+    if !left.is_empty() {
+        left.iter().for_each(|text| cx.monitor.warn(text));
+        warnings.push(format!("{} temporary indices of a restore that was killed are not removed", left.len()));
+    }
+    capture.choose().await?;
     let red = indices::red(client).await?;
     let countable: BTreeSet<String> =
         capture.wanted.indices.iter().map(|i| &i.name).filter(|n| !red.contains(*n)).cloned().collect();

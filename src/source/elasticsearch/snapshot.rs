@@ -32,13 +32,19 @@ const QUOTED: usize = 5;
 /// whose they are on clusters that keep no notes with a snapshot.
 pub(super) fn new_name(cx: &Context) -> Result<String> {
     let point = cx.point.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a backup without a point"))?;
+    Ok(format!("{point}_{}_{}", mark(&cx.agent_id), random_hex()?))
+}
+
+/// Six digits.
+pub(super) fn random_hex() -> Result<String> {
     let mut random = [0u8; 3];
     getrandom::fill(&mut random)
         .map_err(|e| Error::new(ErrorKind::Io, "no random numbers").caused_by(e.to_string()))?;
-    Ok(format!("{point}_{}_{}", mark(&cx.agent_id), hex::encode(random)))
+    Ok(hex::encode(random))
 }
 
-fn mark(agent_id: &str) -> String {
+/// Eight digits that tell installations apart.
+pub(super) fn mark(agent_id: &str) -> String {
     blake3::hash(agent_id.as_bytes()).to_hex()[..8].to_owned()
 }
 
