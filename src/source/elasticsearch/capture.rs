@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::archive;
 use super::client::{Client, Refusal};
 use super::indices::{self, Patterns, Wanted};
 use super::inventory::{self, Line};
@@ -34,6 +35,11 @@ struct Outcome {
     /// With what is wrong: for the terminal, and without names for the manifest.
     partial: Vec<(External, String, String)>,
     failed: Vec<(String, Error)>,
+}
+
+/// What to do, for a text in the middle of others.
+fn advice(err: &Error) -> String {
+    err.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"))
 }
 
 /// See [`crate::source::Source::backup`].
@@ -77,6 +83,7 @@ pub(super) async fn backup(
     let mut captured = capture.captured(&lines, external);
     captured.suspect.extend(suspect);
     captured.missed = missed;
+    capture.archive(sink, &mut captured).await?;
     captured.warnings = warnings;
     Ok(captured)
 }
@@ -164,7 +171,6 @@ impl Capture<'_> {
     /// Which snapshots the point rests on, why it is suspect, and what is missing.
     async fn conclude(&self, outcome: Outcome) -> Result<(Vec<External>, Vec<String>, Vec<String>)> {
         let Outcome { whole, partial, failed } = outcome;
-        let advice = |err: &Error| err.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
         let mut missed: Vec<String> =
             failed.iter().map(|(name, err)| format!("repository {name}: {}{}", err.chain(), advice(err))).collect();
         missed.extend(partial.iter().map(|(e, why, _)| format!("repository {}: {why}", e.repository)));
@@ -182,6 +188,24 @@ impl Capture<'_> {
             return Ok((partial.into_iter().map(|(e, ..)| e).collect(), suspect, missed));
         }
         Err(in_none(failed, &missed))
+    }
+
+    /// The snapshots stay good without it: what goes wrong here makes the point incomplete.
+    async fn archive(&self, sink: &dyn ArtefactSink, captured: &mut Captured) -> Result<()> {
+        for (name, repository) in self.config.repositories.iter().filter(|(_, r)| r.archive) {
+            let external = captured.external.iter().find(|e| &e.repository == name);
+            let (Some(external), Some(fs)) = (external, &repository.fs) else { continue };
+            let wait = self.config.wait_for_others.0;
+            match archive::store(self.client, self.cx, sink, &fs.location, external, wait).await {
+                Ok(archived) => archived.describe(name, captured),
+                Err(err) if err.kind == ErrorKind::Cancelled => return Err(err),
+                Err(err) => {
+                    let text = format!("the archive of repository {name}: {}{}", err.chain(), advice(&err));
+                    captured.missed.push(text);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn captured(&self, lines: &[Line], external: Vec<External>) -> Captured {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::archive;
 use super::client::{Client, part};
 use super::indices::{self, Size};
 use super::inventory::{self, Line};
@@ -108,6 +109,16 @@ pub(super) async fn verify(config: &ElasticsearchConfig, client: &Client, point:
     Ok(verified)
 }
 
+/// With `--to`, files are restored and no indices.
+pub(super) fn refuse_cluster_flags(request: &RestoreRequest) -> Result<()> {
+    request.refuse_indices()?;
+    if request.rename.is_some() {
+        return Err(Error::new(ErrorKind::Usage, "--to restores the files of a repository, and --as names indices")
+            .hint("restore the files, register them as a repository, and restore indices from that."));
+    }
+    refuse_foreign(&RestoreRequest { to: None, owner: None, ..request.clone() })
+}
+
 fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
     let foreign = [
         ("--to", request.to.is_some()),
@@ -143,7 +154,11 @@ impl Found<'_> {
         }
         let kind = if self.unread.is_empty() { ErrorKind::Corrupt } else { ErrorKind::Unavailable };
         let text = format!("no snapshot of {} can be read", point.manifest.id);
-        Err(Error::new(kind, text).caused_by([self.gone.as_slice(), &self.unread].concat().join("; ")))
+        let err = Error::new(kind, text).caused_by([self.gone.as_slice(), &self.unread].concat().join("; "));
+        Err(match archive::read::of(&point.manifest) {
+            Some(_) => err.hint("the point has an archive of the repository: restore that into a directory with --to."),
+            None => err,
+        })
     }
 }
 

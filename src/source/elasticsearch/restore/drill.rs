@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::archive;
 use super::super::client::Client;
 use super::super::inventory;
 use super::super::{indices, version};
 use super::{Restore, Usable, look, plan, temporary};
 use crate::config::ElasticsearchConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{Context, DrillLevel, Drilled, PointReader, RestoreRequest, Seconds, Stopwatch};
+use crate::source::{Context, DrillLevel, Drilled, PointReader, RestoreRequest, Seconds, Stopwatch, Verified};
 
 /// What came of the snapshots that were tried.
 #[derive(Default)]
@@ -40,6 +41,15 @@ pub(in super::super) async fn drill(
     let plan = plan::plan(&lines, &request, &there)?;
     let left_out = held - plan.jobs.len();
     let found = look(config, client, point).await;
+    if found.usable.is_empty()
+        && found.unread.is_empty()
+        && let Some(artefact) = archive::read::of(&point.manifest)
+    {
+        let Verified { counts, problems } = archive::read::verify(cx, point, artefact).await?;
+        let seconds = Seconds { compare: watch.lap(), ..Seconds::default() };
+        let notes = vec!["its snapshots are gone: the archive of the repository was read, and not restored".to_owned()];
+        return Ok(Drilled { level: DrillLevel::Stream, seconds, counts, differences: problems, notes });
+    }
     found.refuse_none(point)?;
     let mut restore =
         Restore { client, cx, version, request: &request, plan, notes: Vec::new(), lost: BTreeSet::new() };
