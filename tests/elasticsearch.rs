@@ -2,6 +2,7 @@
 
 mod archived;
 mod bucket;
+mod disks;
 mod drilled;
 mod fake;
 mod faults;

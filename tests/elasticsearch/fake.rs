@@ -140,6 +140,7 @@ fn answer(state: &mut State, line: &str, body: &Value) -> Reply {
     let question = match (method, path.as_str(), &snapshot) {
         ("GET", "/_nodes", _) => "nodes",
         ("GET", "/_nodes/settings", _) => "settings",
+        ("GET", "/_nodes/stats/fs", _) => "room",
         ("GET", "/_cluster/state/metadata", _) => "indices",
         ("GET", "/_cluster/health", _) => "health",
         ("POST", "/a,lost/_refresh", _) => "refresh",
@@ -212,6 +213,7 @@ fn usual(state: &State, question: &str, name: &str) -> Reply {
         200,
         match question {
             "nodes" => json!({"nodes": {"n": {"version": "2.19.1", "modules": [{"classname": "org.opensearch.X"}]}}}),
+            "room" => json!({"nodes": {"n": {"roles": ["data"], "fs": {"total": {"available_in_bytes": 2000}}}}}),
             "settings" => json!({"nodes": {"n": {"settings": {"path": {"repo": ["/nowhere/snapshots"]}}}}}),
             "indices" => {
                 let index = |shards: u64| {

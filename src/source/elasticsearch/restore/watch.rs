@@ -136,5 +136,7 @@ mod tests {
         assert_eq!(shards(&json!({"0": shard(failed(5)), "1": shard(busy)})), lost);
         assert_eq!(shards(&Value::Null), Shards::Untaken);
         assert_eq!(given_up(Shards::Untaken, Duration::from_secs(1)), None);
+        let untaken = given_up(Shards::Untaken, UNTAKEN_FOR + Duration::from_secs(1)).unwrap();
+        assert!(untaken.contains("no node takes its shards (GET /_cluster/allocation/explain says why)"));
     }
 }
