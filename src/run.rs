@@ -224,8 +224,9 @@ impl Run<'_> {
         }
     }
 
-    fn new_id(&self, cadence: Cadence) -> String {
-        let taken: Vec<String> = self
+    /// Never one that was begun before: what is left of that one will be removed.
+    fn new_id(&self, cadence: Cadence, begun: &unfinished::Unfinished) -> String {
+        let mut taken: Vec<String> = self
             .catalogues
             .iter()
             .flatten()
@@ -238,6 +239,7 @@ impl Run<'_> {
                 points.chain(others).collect::<Vec<_>>()
             })
             .collect();
+        taken.extend(begun.ids().map(str::to_owned));
         let environment = self.engine.config.environment.as_deref();
         plan::next_id(self.name, environment, cadence, self.started, |id| taken.iter().any(|t| t == id))
     }
@@ -252,7 +254,8 @@ impl Run<'_> {
 
     async fn make(&self, cadence: Cadence, report: &mut RunReport) -> Result<()> {
         let source = self.engine.source(self.name)?;
-        let id = self.new_id(cadence);
+        let begun = unfinished::Unfinished::read(self);
+        let id = self.new_id(cadence, &begun);
         let takers: Vec<&Place> = self.takers(cadence, report);
         let legs = self.legs(&takers, cadence, &id).await;
         let previous = self.previous(source.as_ref());
@@ -263,23 +266,30 @@ impl Run<'_> {
             Arc::clone(&self.engine.monitor),
             previous.as_ref().map_or(&[], |m| &m.artefacts),
         );
-        let begun = unfinished::Unfinished::read(self);
         begun.begin(&id)?;
         let captured = self.capture(source.as_ref(), &sink, &id, &begun.dead).await;
+        let clean = captured.as_ref().is_ok_and(|(_, clean)| *clean);
         let whole = match captured {
-            Ok(captured) => match self.kit(source.as_ref(), &sink, &legs, &takers, cadence, &id, &captured).await {
-                Ok(()) => {
-                    commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report).await
+            Ok((captured, _)) => {
+                match self.kit(source.as_ref(), &sink, &legs, &takers, cadence, &id, &captured).await {
+                    Ok(()) => {
+                        commit::commit(self, source.as_ref(), &sink, &legs, &takers, cadence, &id, captured, report)
+                            .await
+                    }
+                    Err(err) => Err(err),
                 }
-                Err(err) => Err(err),
-            },
+            }
             Err(err) => Err(err),
         };
-        let cleaned = match &whole {
-            Ok(()) => Ok(()),
-            Err(_) => self.discard(source.as_ref(), [begun.dead.clone(), vec![id.clone()]].concat()).await,
+        let settled = match &whole {
+            Ok(()) if clean => begun.settled(),
+            Ok(()) => begun.committed(),
+            Err(_) => {
+                let ids = [begun.dead.clone(), vec![id.clone()]].concat();
+                self.discard(source.as_ref(), ids).await.and_then(|()| begun.settled())
+            }
         };
-        if let Err(err) = cleaned.and_then(|()| begun.settled()) {
+        if let Err(err) = settled {
             self.engine.monitor.warn(&format!("could not clean up after the backup: {}", err.chain()));
         }
         for (leg, place) in legs.iter().zip(report.places.iter_mut().filter(|p| p.wanted)) {
@@ -378,7 +388,15 @@ impl Run<'_> {
         cleaned.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the source did not answer in time")))
     }
 
-    async fn capture(&self, source: &dyn Source, sink: &PointSink, id: &str, dead: &[String]) -> Result<Captured> {
+    /// Also says whether nothing is left of points that came to nothing. What cannot be cleaned up now, the next run tries
+    /// again: a store that hangs in part must not keep the rest from making a point.
+    async fn capture(
+        &self,
+        source: &dyn Source,
+        sink: &PointSink,
+        id: &str,
+        dead: &[String],
+    ) -> Result<(Captured, bool)> {
         let cancel = self.engine.cancel.child_token();
         let workdir = self.engine.service_dir(self.name).join("work");
         let mut cx = self.engine.context(self.name, cancel.clone(), workdir.clone())?;
@@ -386,7 +404,9 @@ impl Run<'_> {
         cx.point = Some(id.to_owned());
         cx.unfinished = dead.to_vec();
         let work = async {
-            source.cleanup(&cx).await?;
+            if let Err(err) = source.cleanup(&cx).await {
+                self.engine.monitor.warn(&format!("could not clean up before the backup: {}", err.chain()));
+            }
             let probe = source.probe(&cx).await?;
             let mut captured = source.backup(&cx, sink).await?;
             captured.warnings.splice(0..0, probe.warnings);
@@ -399,11 +419,12 @@ impl Run<'_> {
         cancel.cancel();
         let fresh = Context { cancel: tokio_util::sync::CancellationToken::new(), ..cx };
         let _ = tokio::time::timeout(WIND_DOWN, sink.drain()).await;
-        if let Ok(Err(err)) = tokio::time::timeout(WIND_DOWN, source.cleanup(&fresh)).await {
+        let cleaned = tokio::time::timeout(WIND_DOWN, source.cleanup(&fresh)).await;
+        if let Ok(Err(err)) = &cleaned {
             self.engine.monitor.warn(&format!("could not clean up after the backup: {}", err.chain()));
         }
         let _ = std::fs::remove_dir_all(workdir);
-        outcome
+        outcome.map(|captured| (captured, matches!(cleaned, Ok(Ok(())))))
     }
 
     fn timed_out(&self) -> Error {

@@ -34,9 +34,19 @@ impl Unfinished {
         Self { path, dead, unclear }
     }
 
+    /// Begun by earlier runs, and not known to be committed.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.dead.iter().chain(&self.unclear).map(String::as_str)
+    }
+
     /// Notes that the point `id` is begun.
     pub(super) fn begin(&self, id: &str) -> Result<()> {
-        self.write(self.dead.iter().chain(&self.unclear).map(String::as_str).chain([id]))
+        self.write(self.ids().chain([id]))
+    }
+
+    /// Notes that the point is committed, while something may be left of the dead ones.
+    pub(super) fn committed(&self) -> Result<()> {
+        self.write(self.ids())
     }
 
     /// Notes that the point is committed, or that nothing is left of it, nor of the dead ones.

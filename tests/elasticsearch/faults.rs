@@ -164,6 +164,43 @@ fn the_password_goes_to_the_cluster_and_nowhere_else() {
 }
 
 #[test]
+fn what_cannot_be_cleaned_up_is_no_reason_to_make_no_point() {
+    let fake = Fake::start();
+    let at = Deployment::new(&fake.url, SEARCH, KEEP);
+    let broken = || fake.instead("list", Reply::Json(500, json!({"error": {"reason": "it is broken"}})));
+    broken();
+    fake.instead("create", Reply::Json(500, json!({"error": {"reason": "it is broken"}})));
+    assert_eq!(at.run(&["backup"]).code, 69);
+    let left = fake.snapshots();
+    assert_eq!(left.len(), 1, "the cluster had begun it");
+    fake.heal();
+    broken();
+    let ran = at.run(&["backup"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.stderr.contains("could not clean up before the backup: "), "{ran:#?}");
+    assert_eq!(fake.snapshots().len(), 2);
+    fake.heal();
+    at.run(&["backup", "--manual"]).ok();
+    assert!(!fake.snapshots().contains(&left[0]), "the next run has tried again");
+    assert!(at.points().len() == 2 && at.points().iter().all(|(_, state)| state == "complete"), "{:?}", at.points());
+}
+
+#[test]
+fn a_run_in_the_same_second_as_one_that_failed_keeps_its_snapshot() {
+    let fake = Fake::start();
+    let at = Deployment::new(&fake.url, SEARCH, KEEP);
+    for _ in 0..4 {
+        let error = json!({"type": "security_exception", "reason": "no"});
+        fake.instead("nodes", Reply::Json(401, json!({"error": error, "status": 401})));
+        assert_eq!(at.run(&["backup", "--manual"]).code, 77);
+        fake.heal();
+        at.run(&["backup", "--manual"]).ok();
+        let points = at.points();
+        assert!(points.iter().all(|(_, state)| state == "complete"), "{points:?} {:?}", fake.snapshots());
+    }
+}
+
+#[test]
 fn an_api_key_goes_to_the_cluster_and_a_wrong_one_is_told() {
     let fake = Fake::start();
     let at = Deployment::new(&fake.url, SEARCH, KEEP);
