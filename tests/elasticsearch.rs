@@ -6,6 +6,7 @@ mod disks;
 mod drilled;
 mod fake;
 mod faults;
+mod login;
 mod real;
 mod running;
 

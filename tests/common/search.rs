@@ -20,6 +20,8 @@ pub(crate) struct Node {
     pub(crate) dir: PathBuf,
     /// Documents have types.
     typed: bool,
+    /// User and password, where it asks for them.
+    login: Option<(&'static str, &'static str)>,
 }
 
 /// Which product and version.
@@ -74,7 +76,7 @@ pub(crate) fn start(engine: Engine, environment: &[(&str, &str)]) -> Option<Node
     let started = script(&["start", product, version, &cache(), &text, &port, &parent], environment);
     started.unwrap_or_else(|why| panic!("{product} {version} does not start: {why}"));
     let typed = product == "elasticsearch" && version.starts_with('6');
-    Some(Node { url: format!("http://127.0.0.1:{port}"), dir, typed })
+    Some(Node { url: format!("http://127.0.0.1:{port}"), dir, typed, login: None })
 }
 
 /// The node of this engine that the tests share.
@@ -86,12 +88,19 @@ pub(crate) fn shared(engine: Engine) -> Option<Node> {
 }
 
 impl Node {
+    /// The same node, asked as this user.
+    pub(crate) fn with_login(self, user: &'static str, password: &'static str) -> Self {
+        Self { login: Some((user, password)), ..self }
+    }
     /// One request; status and answer.
     pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
             let mut request = client.request(method.parse().unwrap(), format!("{}{path}", self.url));
+            if let Some((user, password)) = self.login {
+                request = request.basic_auth(user, Some(password));
+            }
             if let Some(body) = body {
                 let text = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
                 request = request.header("content-type", "application/json").body(text);

@@ -29,7 +29,15 @@ const MORE: &str = "    destinations: [offsite]\n    keep: {daily: 3}\n";
 #[ignore = "tests/matrix-search runs it with a node that has the plugin repository-s3"]
 fn a_bucket_and_a_directory_in_one_run() {
     let engine = asked_for().expect("BACKSTAY_SEARCH");
-    let environment = [("S3_ENDPOINT", rgw::endpoint()), ("S3_KEY", rgw::ACCESS), ("S3_SECRET", rgw::SECRET)];
+    // The kernel takes connections to it, and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hanging = format!("http://{}", silent.local_addr().unwrap());
+    let environment = [
+        ("S3_ENDPOINT", rgw::endpoint()),
+        ("S3_KEY", rgw::ACCESS),
+        ("S3_SECRET", rgw::SECRET),
+        ("S3_HANGING", &hanging),
+    ];
     let node = start(engine, &environment).expect("a node");
     for bucket in ["search-snapshots", "search-records"] {
         blocking(rgw::make_bucket(bucket, false));
@@ -51,7 +59,8 @@ fn a_bucket_and_a_directory_in_one_run() {
 
     at.run(&["backup"]).ok();
     let manifest = at.manifest(&at.points()[0].0);
-    let far = &manifest["external"][0];
+    // The directory is the first, although its name is not.
+    let far = &manifest["external"][1];
     assert_eq!(
         (&far["repository"], &far["bucket"], &far["base_path"]),
         (&"far".into(), &"search-snapshots".into(), &"one".into())
@@ -59,7 +68,7 @@ fn a_bucket_and_a_directory_in_one_run() {
     at.run(&["check-s3"]).ok();
 
     // The directory is lost, and the bucket is not.
-    node.must("DELETE", &format!("/_snapshot/near/{}", manifest["external"][1]["name"].as_str().unwrap()), None);
+    node.must("DELETE", &format!("/_snapshot/near/{}", manifest["external"][0]["name"].as_str().unwrap()), None);
     node.must("DELETE", "/index-*", None);
     let said = at.run(&["restore", "search", "latest"]).ok();
     assert!(said.contains("390 documents, 20 indices"), "{said}");
@@ -82,4 +91,24 @@ fn a_bucket_and_a_directory_in_one_run() {
     assert!(ran.stderr.contains("repository wrong: the cluster could not use repository \"wrong\""), "{ran:#?}");
     assert!(ran.stderr.contains("no_such_bucket") || ran.stderr.contains("Status Code: 404"), "{ran:#?}");
     assert_eq!(at.points().last().unwrap().1, "complete");
+
+    let with = |client: &str| {
+        let search = SEARCH.replace("far:", &format!("{client}:"));
+        search.replace("bucket: search-snapshots", &format!("bucket: search-snapshots, client: {client}"))
+    };
+    let before = at.points();
+    at.configure_with(&offsite, &node.url, &with("wrong"), MORE);
+    let ran = at.run(&["backup", "--cadence", "daily"]);
+    assert_eq!(ran.code, 10, "{ran:#?}");
+    assert!(ran.stderr.contains("repository wrong: the cluster could not use repository \"wrong\""), "{ran:#?}");
+    assert!(ran.stderr.contains("Status Code: 403"), "{ran:#?}");
+    assert!(ran.stderr.contains("correct s3.client.wrong.access_key"), "{ran:#?}");
+    at.configure_with(&offsite, &node.url, &format!("      call_timeout: 5s\n{}", with("hanging")), MORE);
+    let ran = at.run(&["backup", "--cadence", "daily"]);
+    assert_eq!(ran.code, 10, "{ran:#?}");
+    let text = "the cluster did not answer POST /_snapshot/hanging/_verify within 5 s";
+    assert!(ran.stderr.contains(text), "{ran:#?}");
+    assert!(ran.stderr.contains("a repository that hangs lets it hang"), "{ran:#?}");
+    assert_eq!(at.points()[..before.len()], before, "nothing was pruned");
+    drop(silent);
 }

@@ -222,6 +222,7 @@ fn the_cluster_says_no_and_the_person_is_told_what_to_do() {
             assert!(said.contains("repository type [s3] does not exist"), "{said}");
             assert!(said.contains("hint: install the plugin on every node"), "{said}");
         }
+        node.ask("DELETE", "/_snapshot/refuse", None);
         at.configure(&node.url, &search("{existing: true}"), keep);
         let said = told(&at);
         assert!(said.contains("the cluster has no repository \"refuse\""), "{said}");

@@ -112,7 +112,9 @@ fn a_snapshot_that_takes_too_long_or_is_aborted_is_none() {
     node.must("DELETE", &format!("/_snapshot/slow/{name}"), None);
     let ran = ended(child);
     assert_eq!(ran.code, 69, "{ran:#?}");
-    assert!(ran.stderr.contains(&format!("snapshot {name} was accepted, and then it was gone")), "{ran:#?}");
+    // OpenSearch 3 may be seen while it clears up.
+    let gone = ran.stderr.contains(&format!("snapshot {name} was accepted, and then it was gone"));
+    assert!(gone || ran.stderr.contains("its state is \"FAILED\": index slow-a, shard 0: aborted"), "{ran:#?}");
     assert!(at.points().is_empty());
 }
 
@@ -127,8 +129,8 @@ fn a_server_that_is_killed_meanwhile_leaves_no_restore_point() {
     until("the agent has seen it", || !alive(Pid::from_raw(i32::try_from(child.id()).unwrap())));
     let ran = ended(child);
     assert_eq!(ran.code, 69, "{ran:#?}");
-    // Elasticsearch 6 accepts only when the snapshot runs already.
-    let early = node.is_old() && ran.stderr.contains("could not begin snapshot");
+    // It may run before it is accepted.
+    let early = ran.stderr.contains("could not begin snapshot");
     assert!(early || ran.stderr.contains("was accepted, and then it was gone"), "{ran:#?}");
     assert!(at.points().is_empty());
     at.configure(&node.url, FAST, KEEP);

@@ -8,7 +8,9 @@
 #   search.sh again DIR                                   start the node of DIR again after it was stopped or killed
 #
 # ENGINE is opensearch or elasticsearch. Snapshots may go below DIR/repo (path.repo). What is set in the environment:
-#   S3_ENDPOINT S3_KEY S3_SECRET   client "default" of repository-s3 (the node needs the plugin: PLUGIN=file.zip)
+#   S3_ENDPOINT S3_KEY S3_SECRET   client "default" of repository-s3 (the node needs the plugin: PLUGIN=file.zip); client
+#                                  "wrong" has other keys, and client "hanging" goes to S3_HANGING
+#   LOGIN_PASSWORD                 the node asks for a login: user elastic (Elasticsearch 8)
 #   JAVA_HOME JAVA_MORE            another Java, more options for it
 # Packages: maven openjdk-17-jre-headless curl. Artefacts come from the repository that this machine's Maven uses.
 set -euo pipefail
@@ -79,9 +81,20 @@ prepare() {
       "network.host: 127.0.0.1" "http.port: $port" "$transport: $((port < 55000 ? port + 1000 : port - 1000))" \
       "path.data: $dir/data" "path.logs: $dir/logs" "path.repo: [\"$dir/repo\"]" "node.store.allow_mmap: false" \
       "cluster.routing.allocation.disk.threshold_enabled: false" "action.destructive_requires_name: false"
-    [[ ! -d $dir/home/modules/x-pack-security ]] || echo "xpack.security.enabled: false"
-    [[ -z ${S3_ENDPOINT:-} ]] || printf 's3.client.default.%s\n' "endpoint: ${S3_ENDPOINT#http://}" "protocol: http" \
-      "path_style_access: true" "region: us-east-1"
+    if [[ -n ${LOGIN_PASSWORD:-} ]]; then
+      printf 'xpack.security.%s\n' "enabled: true" "http.ssl.enabled: false" "transport.ssl.enabled: false" \
+        "autoconfiguration.enabled: false"
+    elif [[ -d $dir/home/modules/x-pack-security ]]; then
+      echo "xpack.security.enabled: false"
+    fi
+    if [[ -n ${S3_ENDPOINT:-} ]]; then
+      local client at
+      for client in default wrong hanging; do
+        at=$S3_ENDPOINT
+        [[ $client != hanging ]] || at=${S3_HANGING:-$S3_ENDPOINT}
+        printf "s3.client.$client.%s\n" "endpoint: ${at#http://}" "protocol: http" "path_style_access: true" "region: us-east-1"
+      done
+    fi
   } >"$dir/home/config/$engine.yml"
   [[ $(id -u) != 0 ]] || chown -R nobody: "$dir"
 }
@@ -103,8 +116,18 @@ launch() {
   fi
   if [[ -n ${S3_KEY:-} && ! -f $dir/home/config/$engine.keystore ]]; then
     as_nobody "$dir/home/bin/$engine-keystore" create >>"$dir/logs/start.log" 2>&1
-    printf %s "$S3_KEY" | as_nobody "$dir/home/bin/$engine-keystore" add -x -f s3.client.default.access_key
-    printf %s "$S3_SECRET" | as_nobody "$dir/home/bin/$engine-keystore" add -x -f s3.client.default.secret_key
+    local client
+    secret() { as_nobody "$dir/home/bin/$engine-keystore" add -x -f "$1"; }
+    for client in default hanging; do
+      printf %s "$S3_KEY" | secret "s3.client.$client.access_key"
+      printf %s "$S3_SECRET" | secret "s3.client.$client.secret_key"
+    done
+    printf WRONG | secret s3.client.wrong.access_key
+    printf WRONG | secret s3.client.wrong.secret_key
+  fi
+  if [[ -n ${LOGIN_PASSWORD:-} ]]; then
+    as_nobody "$dir/home/bin/$engine-keystore" create >>"$dir/logs/start.log" 2>&1
+    printf %s "$LOGIN_PASSWORD" | as_nobody "$dir/home/bin/$engine-keystore" add -x -f bootstrap.password
   fi
   rm -f "$dir/pid"
   cd "$dir"
@@ -119,7 +142,8 @@ launch() {
   echo "$pid" >"$dir/pid"
   local try
   for ((try = 0; try < 480; try++)); do
-    curl -fs -o "$dir/health" "http://127.0.0.1:$port/_cluster/health?timeout=1s" && return 0
+    printf 'user = "elastic:%s"\n' "${LOGIN_PASSWORD:-}" |
+      curl -fs -K - -o "$dir/health" "http://127.0.0.1:$port/_cluster/health?timeout=1s" && return 0
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.25
   done

@@ -103,10 +103,13 @@ impl Capture<'_> {
         Ok(())
     }
 
-    /// A failure in one repository does not keep the others from theirs.
+    /// A failure in one repository does not keep the others from theirs. Directories come first: a bucket that hangs can
+    /// hold all threads that the nodes have for snapshots.
     async fn all_repositories(&mut self) -> Outcome {
         let mut outcome = Outcome::default();
-        for (name, repository) in &self.config.repositories {
+        let mut order: Vec<_> = self.config.repositories.iter().collect();
+        order.sort_by_key(|(_, repository)| repository.fs.is_none());
+        for (name, repository) in order {
             self.cx.monitor.start(name, None);
             match self.one_repository(name, repository).await {
                 Ok((external, Verdict::Whole(_))) => outcome.whole.push(external),

@@ -148,6 +148,13 @@ fn advice(reason: &str, config: &RepositoryConfig) -> Option<String> {
              and `... s3.client.{client}.secret_key`, or bin/opensearch-keystore), then POST /_nodes/reload_secure_settings."
         ));
     }
+    if let Some(s3) = config.s3.as_ref().filter(|_| reason.contains("Status Code: 403")) {
+        let client = &s3.client;
+        return Some(format!(
+            "let these keys read, write and delete there; or correct s3.client.{client}.access_key and \
+             s3.client.{client}.secret_key in the keystore of every node, then POST /_nodes/reload_secure_settings."
+        ));
+    }
     if reason.contains("Unable to load region") {
         let client = config.s3.as_ref().map_or("default", |s3| s3.client.as_str());
         return Some(format!("add `s3.client.{client}.region: REGION` to the .yml of every node, and restart them."));
@@ -203,6 +210,8 @@ mod tests {
         assert!(region.contains("s3.client.backup.region"), "{region}");
         let keys = advice("Unknown s3 client name [backup]. Existing client configs: default", &s3).unwrap();
         assert!(keys.contains("keystore add s3.client.backup.access_key"), "{keys}");
+        let wrong = advice("Unable to upload object: (Service: S3, Status Code: 403, Request ID: tx0)", &s3).unwrap();
+        assert!(wrong.contains("correct s3.client.backup.access_key"), "{wrong}");
         assert_eq!(advice("something else", &s3), None);
     }
 }

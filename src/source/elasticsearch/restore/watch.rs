@@ -106,8 +106,11 @@ fn one(shard: &str, primary: &Value) -> Shards {
         Some("INITIALIZING") => Shards::Busy,
         _ if info["reason"] == "ALLOCATION_FAILED" => {
             let details = info["details"].as_str().unwrap_or("no reason is given");
-            // The innermost exception says what happened.
-            let why = details.trim_end_matches([' ', ';']).rsplit("nested: ").next().unwrap_or(details);
+            // The innermost exception says what happened; Elasticsearch 8 shows it in a trace of the stack.
+            let last = |text: &'_ str, mark: &str| text.rfind(mark).map_or(0, |at| at + mark.len());
+            let why = details.trim_end_matches([' ', ';']);
+            let why = &why[last(why, "nested: ").max(last(why, "Caused by: "))..];
+            let why = why.lines().next().unwrap_or_default();
             Shards::Failed(info["failed_attempts"].as_u64().unwrap_or(0), format!("shard {shard}: {why}"))
         }
         _ => Shards::Untaken,
@@ -134,6 +137,10 @@ mod tests {
         assert_eq!(shards(&json!({"0": shard(failed(2)), "1": shard(busy.clone())})), Shards::Busy, "tried again");
         let lost = Shards::Failed(5, "shard 0: NoSuchFileException[/r/__1]".into());
         assert_eq!(shards(&json!({"0": shard(failed(5)), "1": shard(busy)})), lost);
+        let trace = json!({"state": "UNASSIGNED", "primary": true, "unassigned_info": {"reason": "ALLOCATION_FAILED",
+            "failed_attempts": 5, "details": "failed shard [x]\n\tat a.b(C.java:1)\nCaused by: NoSuchFileException: /r/__1\n\tat d"}});
+        let lost = Shards::Failed(5, "shard 1: NoSuchFileException: /r/__1".into());
+        assert_eq!(shards(&json!({"1": shard(trace)})), lost);
         assert_eq!(shards(&Value::Null), Shards::Untaken);
         assert_eq!(given_up(Shards::Untaken, Duration::from_secs(1)), None);
         let untaken = given_up(Shards::Untaken, UNTAKEN_FOR + Duration::from_secs(1)).unwrap();
