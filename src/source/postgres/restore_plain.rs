@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::connect::require_space;
 use super::extract::{Extracted, blocking, extract};
 use super::place::{Owner, Place, give, owner};
+use super::start::Start;
 use super::{Postgres, staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
@@ -43,10 +44,12 @@ impl Postgres {
             return Err(Error::new(ErrorKind::Refused, "the server's configuration lies outside its data directory")
                 .hint("restore without --start, then start it as the system does (systemctl, pg_ctlcluster)."));
         }
-        let target = request.to.clone().or(self.config.data_dir.clone());
-        let target = target.or(attribute("data_directory").map(PathBuf::from)).ok_or_else(|| {
+        let own = self.config.data_dir.clone().or(attribute("data_directory").map(PathBuf::from));
+        let target = request.to.clone().or(own.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "it is not known where the data directory is").hint("name it with --to.")
         })?;
+        let same = |own: &PathBuf| *own == target || fs::canonicalize(own).ok() == fs::canonicalize(&target).ok();
+        let archives = own.as_ref().is_some_and(same);
         let mut place = Place::look(&target, request.replace)?;
         let owner = owner(request.owner.as_deref(), &place.dir)?;
         let stamp = cx.clock.now().format("%Y%m%d%H%M%S").to_string();
@@ -67,8 +70,9 @@ impl Postgres {
         if request.start {
             let major: String =
                 point.manifest.server_version.iter().flat_map(|v| v.chars()).take_while(char::is_ascii_digit).collect();
-            self.start(cx, &base.dir, &major, owner, request).await?;
-            if request.to.is_some() {
+            let start = Start { major, wait: request.wait, archives };
+            self.start(cx, &base.dir, owner, &start).await?;
+            if !archives {
                 restored.notes.push(ARCHIVING_OFF.into());
             }
             restored.notes.push("the server runs, and its recovery has ended".into());
