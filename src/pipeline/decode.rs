@@ -56,17 +56,51 @@ pub fn reader(stored: ByteStream, artefact: &Artefact, identities: &Identities) 
         return Err(Error::new(ErrorKind::Denied, format!("artefact {:?} is encrypted", artefact.name))
             .hint("give the private key with --identity FILE."));
     }
-    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
     let artefact = artefact.clone();
     let identities = identities.clone();
-    let stored = SyncIoBridge::new(Box::pin(StreamReader::new(stored.map_err(io::Error::from))));
+    Ok(on_a_thread(stored, move |stored, sender| decode(stored, &artefact, &identities, sender)))
+}
+
+/// Decompresses a file of gzip that no manifest describes: that it came with its listed length, and gzip's own check
+/// sum, is all that is known of it when its end is reached.
+pub fn undescribed(stored: ByteStream, name: String, stored_bytes: u64) -> ArtefactReader {
+    on_a_thread(stored, move |stored, sender| {
+        let damaged = |why: String| Error::new(ErrorKind::Corrupt, format!("{name:?} is damaged or cut off: {why}"));
+        let seen = Arc::new(Mutex::new((Sha256::new(), 0u64)));
+        let mut tapped = io::BufReader::with_capacity(CHUNK_BYTES, Tapped { inner: stored, seen: Arc::clone(&seen) });
+        match deliver(&mut flate2::bufread::MultiGzDecoder::new(&mut tapped), |c| sender.blocking_send(Ok(c)).is_ok()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(err) if err.get_ref().is_some_and(|e| e.is::<Error>()) => return Err(err.into()),
+            Err(err) => return Err(damaged(err.to_string())),
+        }
+        match seen.lock().unwrap_or_else(PoisonError::into_inner).1 {
+            bytes if bytes == stored_bytes => Ok(()),
+            bytes => Err(damaged(format!("{bytes} bytes came of {stored_bytes}"))),
+        }
+    })
+}
+
+/// The stored bytes, for a thread that may block.
+type Stored = SyncIoBridge<
+    std::pin::Pin<Box<StreamReader<futures_util::stream::MapErr<ByteStream, fn(Error) -> io::Error>, Bytes>>>,
+>;
+
+/// Runs `work` on a thread; what it sends is what is read, and its error comes last.
+fn on_a_thread(
+    stored: ByteStream,
+    work: impl FnOnce(Stored, &mpsc::Sender<io::Result<Bytes>>) -> Result<()> + Send + 'static,
+) -> ArtefactReader {
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
+    let convert: fn(Error) -> io::Error = io::Error::from;
+    let stored = SyncIoBridge::new(Box::pin(StreamReader::new(stored.map_err(convert))));
     tokio::task::spawn_blocking(move || {
-        if let Err(err) = decode(stored, &artefact, &identities, &sender) {
+        if let Err(err) = work(stored, &sender) {
             let _ = sender.blocking_send(Err(err.into()));
         }
     });
     let chunks = futures_util::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|c| (c, r)) });
-    Ok(Box::pin(StreamReader::new(Box::pin(chunks))))
+    Box::pin(StreamReader::new(Box::pin(chunks)))
 }
 
 /// Reads the stored bytes only, and compares their length and SHA-256.
@@ -156,7 +190,7 @@ fn unpack(
     stored: impl io::BufRead + 'static,
     artefact: &Artefact,
     identities: &Identities,
-    mut take: impl FnMut(Bytes) -> bool,
+    take: impl FnMut(Bytes) -> bool,
 ) -> io::Result<bool> {
     let mut decrypted: Box<dyn io::BufRead> = if artefact.recipients.is_empty() {
         Box::new(stored)
@@ -177,6 +211,16 @@ fn unpack(
         Algorithm::Zstd => Box::new(zstd::Decoder::with_buffer(&mut decrypted)?),
         Algorithm::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&mut decrypted)),
     };
+    if !deliver(plain.as_mut(), take)? {
+        return Ok(false);
+    }
+    drop(plain);
+    io::copy(&mut decrypted, &mut io::sink())?;
+    Ok(true)
+}
+
+/// Hands on what is read, to its end; `Ok(false)` when the reader has gone away.
+fn deliver(plain: &mut dyn Read, mut take: impl FnMut(Bytes) -> bool) -> io::Result<bool> {
     loop {
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut filled = 0;
@@ -192,10 +236,7 @@ fn unpack(
             return Ok(false);
         }
         if end {
-            break;
+            return Ok(true);
         }
     }
-    drop(plain);
-    io::copy(&mut decrypted, &mut io::sink())?;
-    Ok(true)
 }

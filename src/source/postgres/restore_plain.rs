@@ -217,7 +217,7 @@ fn relocate(data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<(u32, PathBuf
 }
 
 /// Removes what would make the copy follow the old primary, or look like a running server.
-fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
+pub(super) fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
     for name in STALE {
         let _ = fs::remove_file(data.join(name));
     }
