@@ -64,17 +64,39 @@ pub fn reader(stored: ByteStream, artefact: &Artefact, identities: &Identities) 
         return Err(Error::new(ErrorKind::Denied, format!("artefact {:?} is encrypted", artefact.name))
             .hint("give the private key with --identity FILE."));
     }
-    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
-    let artefact = artefact.clone();
-    let identities = identities.clone();
+    let (artefact, identities, runtime) = (artefact.clone(), identities.clone(), Handle::current());
+    Ok(on_a_thread(move |sender| decode(stored, runtime, &artefact, &identities, sender)))
+}
+
+/// Decompresses a file of gzip that no manifest describes: that it came with its listed length, and gzip's own check
+/// sum, is all that is known of it when its end is reached.
+pub fn undescribed(stored: ByteStream, name: String, stored_bytes: u64) -> ArtefactReader {
     let runtime = Handle::current();
+    on_a_thread(move |sender| {
+        let damaged = |why: String| Error::new(ErrorKind::Corrupt, format!("{name:?} is damaged or cut off: {why}"));
+        let (outcome, (_, bytes)) = fetching(stored, runtime, |fetched| {
+            decompress(fetched, Algorithm::Gzip, |chunk| sender.blocking_send(Ok(chunk)).is_ok())
+        })?;
+        match outcome {
+            Ok(true) if bytes == stored_bytes => Ok(()),
+            Ok(true) => Err(damaged(format!("{bytes} bytes came of {stored_bytes}"))),
+            Ok(false) => Ok(()),
+            Err(err) if err.get_ref().is_some_and(|e| e.is::<Error>()) => Err(err.into()),
+            Err(err) => Err(damaged(err.to_string())),
+        }
+    })
+}
+
+/// Runs `work` on a thread; what it sends is what is read, and its error comes last.
+fn on_a_thread(work: impl FnOnce(&mpsc::Sender<io::Result<Bytes>>) -> Result<()> + Send + 'static) -> ArtefactReader {
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
     tokio::task::spawn_blocking(move || {
-        if let Err(err) = decode(stored, runtime, &artefact, &identities, &sender) {
+        if let Err(err) = work(&sender) {
             let _ = sender.blocking_send(Err(err.into()));
         }
     });
     let chunks = futures_util::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|c| (c, r)) });
-    Ok(Box::pin(StreamReader::new(Box::pin(chunks))))
+    Box::pin(StreamReader::new(Box::pin(chunks)))
 }
 
 /// Reads the stored bytes only, and compares their length and SHA-256.
@@ -150,6 +172,36 @@ impl Read for Fetched {
     }
 }
 
+/// Runs `work` on what a thread of its own fetches; with the SHA-256 and the number of the stored bytes.
+fn fetching<T>(
+    stored: ByteStream,
+    runtime: Handle,
+    work: impl FnOnce(&mut Fetched) -> T,
+) -> Result<(T, (String, u64))> {
+    std::thread::scope(|scope| {
+        let (onward, chunks) = sync_channel(QUEUE);
+        let fetcher =
+            thread("fetch").spawn_scoped(scope, move || fetch(stored, &runtime, &onward)).map_err(no_thread)?;
+        let mut fetched = Fetched { chunks, chunk: Bytes::new() };
+        let outcome = work(&mut fetched);
+        // It ends when nobody takes from it any more.
+        drop(fetched);
+        Ok((outcome, fetcher.join().map_err(broke)?))
+    })
+}
+
+fn thread(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.into())
+}
+
+fn no_thread(e: io::Error) -> Error {
+    Error::io(e, "could not start a thread")
+}
+
+fn broke(_: Box<dyn std::any::Any + Send>) -> Error {
+    Error::new(ErrorKind::Internal, "a thread that reads an artefact broke")
+}
+
 fn decode(
     stored: ByteStream,
     runtime: Handle,
@@ -157,30 +209,24 @@ fn decode(
     identities: &Identities,
     sender: &mpsc::Sender<io::Result<Bytes>>,
 ) -> Result<()> {
-    let broke = |_| Error::new(ErrorKind::Internal, "a thread that reads an artefact broke");
-    let none = |e| Error::io(e, "could not start a thread");
     std::thread::scope(|scope| {
-        let (onward, chunks) = sync_channel(QUEUE);
-        let named = |name: &str| std::thread::Builder::new().name(name.into());
-        let fetcher = named("fetch").spawn_scoped(scope, move || fetch(stored, &runtime, &onward)).map_err(none)?;
         let (to_digest, of_plain) = sync_channel::<Bytes>(QUEUE);
-        let digester = named("digest").spawn_scoped(scope, move || {
+        let digester = thread("digest").spawn_scoped(scope, move || {
             let mut plain = blake3::Hasher::new();
             for chunk in &of_plain {
                 plain.update(&chunk);
             }
             plain.finalize()
         });
-        let digester = digester.map_err(none)?;
-        let mut fetched = Fetched { chunks, chunk: Bytes::new() };
+        let digester = digester.map_err(no_thread)?;
         let mut plain_bytes = 0u64;
-        let outcome = unpack(&mut fetched, artefact, identities, |chunk| {
-            plain_bytes += chunk.len() as u64;
-            to_digest.send(chunk.clone()).is_ok() && sender.blocking_send(Ok(chunk)).is_ok()
-        });
-        // Both end when nobody gives to them or takes from them any more.
-        drop((fetched, to_digest));
-        let (sha256, stored_bytes) = fetcher.join().map_err(broke)?;
+        let (outcome, (sha256, stored_bytes)) = fetching(stored, runtime, |fetched| {
+            unpack(fetched, artefact, identities, |chunk| {
+                plain_bytes += chunk.len() as u64;
+                to_digest.send(chunk.clone()).is_ok() && sender.blocking_send(Ok(chunk)).is_ok()
+            })
+        })?;
+        drop(to_digest);
         let plain = digester.join().map_err(broke)?;
         judge(artefact, outcome, (&sha256, stored_bytes), (plain_bytes, &plain))
     })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::connect::require_space;
 use super::extract::{Extracted, blocking, extract};
 use super::place::{Owner, Place, give, owner};
-use super::start::Start;
+use super::start::{ARCHIVING_OFF, Start, is_its_own_place};
 use super::{Postgres, staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
@@ -20,9 +20,6 @@ struct Part {
 
 /// Files that belong to a server that ran, not to the data.
 const STALE: &[&str] = &["postmaster.pid", "postmaster.opts"];
-/// Said of a copy that was started beside the server that it was taken of.
-const ARCHIVING_OFF: &str = "it was started with archive_mode=off, so that it writes nothing into another server's \
-    archive of WAL: a start without that option switches archiving on as its configuration says";
 /// Settings that make a server follow another.
 const FOLLOWING: &[&str] = &["primary_conninfo", "primary_slot_name"];
 
@@ -48,8 +45,7 @@ impl Postgres {
         let target = request.to.clone().or(own.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "it is not known where the data directory is").hint("name it with --to.")
         })?;
-        let same = |own: &PathBuf| *own == target || fs::canonicalize(own).ok() == fs::canonicalize(&target).ok();
-        let archives = own.as_ref().is_some_and(same);
+        let archives = is_its_own_place(own.as_deref(), &target);
         let mut place = Place::look(&target, request.replace)?;
         let owner = owner(request.owner.as_deref(), &place.dir)?;
         let stamp = cx.clock.now().format("%Y%m%d%H%M%S").to_string();
@@ -221,7 +217,7 @@ fn relocate(data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<(u32, PathBuf
 }
 
 /// Removes what would make the copy follow the old primary, or look like a running server.
-fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
+pub(super) fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
     for name in STALE {
         let _ = fs::remove_file(data.join(name));
     }

@@ -1,5 +1,6 @@
 //! Starts a restored server and waits until its recovery has ended.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +20,16 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 fn as_owner(program: Program, owner: Owner) -> Program {
     if nix::unistd::geteuid().is_root() { program.as_user(owner.uid, owner.gid) } else { program }
+}
+
+/// Said of a copy that was started beside the server that it was taken of.
+pub(super) const ARCHIVING_OFF: &str = "it was started with archive_mode=off, so that it writes nothing into another server's \
+    archive of WAL: a start without that option switches archiving on as its configuration says";
+
+/// Whether a cluster was restored where its server has it.
+pub(super) fn is_its_own_place(own: Option<&Path>, target: &Path) -> bool {
+    let same = |own: &Path| fs::canonicalize(own).is_ok_and(|own| fs::canonicalize(target).is_ok_and(|to| to == own));
+    own.is_some_and(|own| own == target || same(own))
 }
 
 /// How a restored server is started.
