@@ -318,6 +318,9 @@ pub struct RepositoryConfig {
     /// The cluster has it already, of whatever type: its settings are left alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
+    /// Of an `fs` repository: its directory is a part of each restore point too, so that it reaches the destinations. The agent must be able to read it, under the path that the nodes know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub archive: bool,
     /// More settings of the repository, as the cluster knows them, such as `max_snapshot_bytes_per_sec: 40mb`.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
