@@ -4,6 +4,7 @@
 
 mod capture;
 pub(crate) mod data;
+pub(crate) mod drill;
 mod fake;
 mod faults;
 mod maps;

@@ -30,6 +30,7 @@ use shard_map::is_replicator;
 
 mod blocks;
 mod capture;
+mod contents;
 mod drill;
 mod etc;
 mod etf;
@@ -40,6 +41,7 @@ mod node;
 mod point;
 mod priority;
 mod restore;
+mod revisions;
 mod shard_map;
 mod single;
 mod tree;

@@ -1,5 +1,5 @@
 //! Verification from the archive alone: every file is what the inventory says, every shard is checked again as
-//! CouchDB would read it, and every shard that a map names is there.
+//! CouchDB would read it, to the last document and attachment, and every shard that a map names is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -7,9 +7,11 @@ use std::io::{Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::contents::Contents;
 use super::inventory::{Inventory, ShardFacts};
 use super::shard_map::{self, ShardMap};
-use super::{DBS, point, tree, walk};
+use super::tree::{self, Facts};
+use super::{DBS, point, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::archive::MemberKind;
 use crate::pipeline::bridge::blocking;
@@ -123,7 +125,11 @@ impl Found {
                 self.count("shards_not_walked", 1);
                 return Ok(());
             }
-            Some(Ok(facts)) => Ok(ShardFacts::from(facts)),
+            Some(Ok((facts, contents))) => {
+                self.count("bodies", contents.bodies);
+                self.count("attachments", contents.attachments);
+                Ok(ShardFacts::from(facts))
+            }
             Some(Err(e)) if e.kind == ErrorKind::Corrupt => Err(e.chain()),
             Some(Err(e)) => return Err(e),
         };
@@ -242,10 +248,10 @@ impl Body {
         Ok(())
     }
 
-    fn inspect(&self) -> Option<Result<tree::Facts>> {
+    fn inspect(&self) -> Option<Result<(Facts, Contents)>> {
         match &self.keep {
-            Keep::Memory(bytes) => Some(tree::inspect(bytes.as_slice(), self.size)),
-            Keep::Scratch(file) => Some(tree::inspect(file, self.size)),
+            Keep::Memory(bytes) => Some(tree::inspect_documents(bytes.as_slice(), self.size)),
+            Keep::Scratch(file) => Some(tree::inspect_documents(file, self.size)),
             Keep::No => None,
         }
     }
