@@ -10,4 +10,5 @@ mod faults;
 mod maps;
 pub(crate) mod node;
 mod real;
+mod real_drill;
 mod restore;

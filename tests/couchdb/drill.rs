@@ -10,11 +10,14 @@ use backstay::source::{DrillLevel, DrillRequest, Drilled, Source as _};
 
 use super::data::{LOW, Taken, config, shard, truth, unpack};
 
-pub(super) async fn drill(taken: &Taken, dir: &Path) -> backstay::error::Result<Drilled> {
+/// Settings with no CouchDB at hand.
+const NONE: &str = r#", "bin_dir": "/nonexistent""#;
+
+async fn drill(taken: &Taken, dir: &Path) -> backstay::error::Result<Drilled> {
     let scratch = dir.join("scratch");
     let _ = fs::remove_dir_all(&scratch);
     fs::create_dir(&scratch).unwrap();
-    let request = DrillRequest { scratch, stream: true, wait: Duration::from_secs(90) };
+    let request = DrillRequest { scratch, stream: false, wait: Duration::from_secs(90) };
     taken.source.drill(&taken.cx, &taken.point(), &request).await
 }
 
@@ -31,13 +34,16 @@ pub(crate) fn damage_document(shard: &Path) {
 async fn every_document_and_attachment_of_every_shard_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let data = unpack(dir.path());
-    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    let taken = Taken::of(Couchdb::new(config(&data, NONE)), dir.path()).await.unwrap();
     // Production is gone: a drill needs nothing of it.
     fs::rename(&data, dir.path().join("elsewhere")).unwrap();
     let drilled = drill(&taken, dir.path()).await.unwrap();
     assert_eq!(drilled.differences, [""; 0]);
     assert_eq!(drilled.level, DrillLevel::Stream);
-    assert_eq!(drilled.notes, ["no node was started: the shards were read as CouchDB reads them"]);
+    assert_eq!(
+        drilled.notes,
+        ["no node was started, because there is no CouchDB in `bin_dir`: the shards were read as CouchDB reads them"]
+    );
     let sum = |key: &str| truth().values().map(|shard| shard[key].as_u64().unwrap()).sum::<u64>();
     assert_eq!(drilled.counts["documents"], sum("doc_count"));
     assert_eq!(drilled.counts["deleted_documents"], sum("del_count"));
@@ -53,7 +59,7 @@ async fn a_document_that_was_damaged_before_it_was_captured_is_named() {
     let data = unpack(dir.path());
     let path = shard(LOW, "plain");
     damage_document(&data.join(&path));
-    let taken = Taken::of(Couchdb::new(config(&data, "")), dir.path()).await.unwrap();
+    let taken = Taken::of(Couchdb::new(config(&data, NONE)), dir.path()).await.unwrap();
     assert_eq!(taken.captured.suspect, [""; 0], "its trees are good, and its digests are those of what is stored");
     let drilled = drill(&taken, dir.path()).await.unwrap();
     let [said] = drilled.differences.as_slice() else { panic!("{:?}", drilled.differences) };
@@ -73,7 +79,10 @@ async fn a_tree_that_a_capture_of_headers_did_not_look_into_is_named() {
         let mut holed = whole.clone();
         holed[at + 500..at + 1600].fill(0);
         fs::write(data.join(&path), holed).unwrap();
-        let taken = Taken::of(Couchdb::new(config(&data, r#", "check": "headers""#)), dir.path()).await.unwrap();
+        let taken =
+            Taken::of(Couchdb::new(config(&data, r#", "bin_dir": "/nonexistent", "check": "headers""#)), dir.path())
+                .await
+                .unwrap();
         let drilled = drill(&taken, dir.path()).await.unwrap();
         if taken.captured.suspect.is_empty() && !drilled.differences.is_empty() {
             assert!(drilled.differences[0].starts_with(&format!("{path} is damaged: ")), "{:?}", drilled.differences);
@@ -86,7 +95,7 @@ async fn a_tree_that_a_capture_of_headers_did_not_look_into_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_is_not_what_was_captured_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let taken = Taken::of(Couchdb::new(config(&unpack(dir.path()), "")), dir.path()).await.unwrap();
+    let taken = Taken::of(Couchdb::new(config(&unpack(dir.path()), NONE)), dir.path()).await.unwrap();
     taken.sink.change("data.tar", |tar| {
         let at = tar.windows(6).rposition(|w| w == b"lorem ").unwrap();
         tar[at] ^= 1;

@@ -28,7 +28,7 @@ impl Stores {
         let root = made.dir.path().display();
         let text = format!(
             "host: h1\nstate_dir: {root}/state\nservices:\n  couch:\n    couchdb: {{data_dir: {root}/data, url: \
-             \"http://127.0.0.1:9\"}}\n    backup_dir: {root}/couch\n    keep: {{daily: 7}}\n  blobs:\n    \
+             \"http://127.0.0.1:9\", bin_dir: {root}/none}}\n    backup_dir: {root}/couch\n    keep: {{daily: 7}}\n  blobs:\n    \
              blobdir: {{path: {root}/blobs}}\n    backup_dir: {root}/blob-points\n    keep: {{daily: 7}}\ndrill: {{scratch_dir: \
              {root}/scratch}}\n",
         );
