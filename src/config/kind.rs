@@ -234,6 +234,9 @@ pub struct CouchdbConfig {
     /// How urgent the reading is, where the disk's scheduler knows priorities.
     #[serde(default)]
     pub io_priority: IoPriority,
+    /// Directory of the program `couchdb`, for drills on a node of their own; without it they only read the files.
+    #[serde(default = "default_couchdb_bin")]
+    pub bin_dir: PathBuf,
     /// Program and arguments that start the node, for `restore --start`.
     #[serde(default = "default_couchdb_start")]
     pub start: Vec<String>,
@@ -486,6 +489,9 @@ fn default_couchdb_url() -> String {
 }
 fn default_couchdb_local_url() -> String {
     "http://127.0.0.1:5986".into()
+}
+fn default_couchdb_bin() -> PathBuf {
+    "/opt/couchdb/bin".into()
 }
 fn default_couchdb_start() -> Vec<String> {
     ["systemctl", "start", "couchdb"].map(String::from).into()
