@@ -164,6 +164,7 @@ impl Found {
             self.wrong("part_size", "must be 5MiB to 5GiB");
         }
         self.at_least_one("concurrency", s3.concurrency);
+        self.at_least_one("download_concurrency", s3.download_concurrency);
         if s3.upload_memory().0 / 2 < s3.part_size.0 {
             self.wrong("upload_memory", "must have room for two parts of `part_size`");
         }
