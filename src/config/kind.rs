@@ -453,7 +453,7 @@ pub struct S3Config {
     /// Server-side encryption: `aes256` or `{kms: KEY}`; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub sse: Option<Sse>,
-    /// Storage class of new objects, such as `STANDARD_IA`; no header is sent without it, and the bucket decides.
+    /// Storage class of new objects, such as `STANDARD_IA`, but no archive class; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub storage_class: Option<String>,
     /// How often a request that failed, but may succeed later, is made again.

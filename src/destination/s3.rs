@@ -168,6 +168,10 @@ impl Destination for S3 {
         self.inner.delete(at).await
     }
 
+    fn thaw_command(&self, at: &Location) -> Option<String> {
+        Some(errors::thaw_command(&self.inner.config.bucket, &at.key, at.version.as_deref()))
+    }
+
     async fn keeps_versions(&self) -> Result<bool> {
         self.inner.keeps_versions().await
     }

@@ -169,6 +169,13 @@ impl Found {
             self.wrong("upload_memory", "must have room for two parts of `part_size`");
         }
         self.longer_than_nothing("call_timeout", s3.call_timeout);
+        if matches!(s3.storage_class.as_deref(), Some("GLACIER" | "DEEP_ARCHIVE")) {
+            self.wrong_hint(
+                "storage_class",
+                "is an archive class: nothing could be read back, not even what points there are".to_owned(),
+                "let a lifecycle rule of the bucket move old objects there, but no manifests.",
+            );
+        }
         if let Some(ca_file) = &s3.ca_file {
             self.absolute("ca_file", ca_file);
         }
