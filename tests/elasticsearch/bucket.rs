@@ -3,7 +3,7 @@
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
 
 use crate::common::rgw;
-use crate::common::search::{Deployment, asked_for, start};
+use crate::common::search::{Deployment, Node, asked_for, start};
 
 fn client() -> aws_sdk_s3::Client {
     let config = Config::builder()
@@ -84,8 +84,14 @@ fn a_bucket_and_a_directory_in_one_run() {
     let gone = format!("snapshot {} in bucket search-snapshots (gone)", far["name"].as_str().unwrap());
     assert!(checked.stdout.contains(&gone), "{checked:#?}");
 
+    buckets_that_do_not_work(&at, &node, &offsite);
+    drop(silent);
+}
+
+/// No such bucket, wrong keys, no answer: the directory has the snapshot each time.
+fn buckets_that_do_not_work(at: &Deployment, node: &Node, offsite: &str) {
     let wrong = SEARCH.replace("search-snapshots", "no-such-bucket").replace("far", "wrong");
-    at.configure_with(&offsite, &node.url, &wrong, MORE);
+    at.configure_with(offsite, &node.url, &wrong, MORE);
     let ran = at.run(&["backup", "--cadence", "daily"]);
     assert_eq!(ran.code, 10, "the directory has it: {ran:#?}");
     assert!(ran.stderr.contains("repository wrong: the cluster could not use repository \"wrong\""), "{ran:#?}");
@@ -97,18 +103,17 @@ fn a_bucket_and_a_directory_in_one_run() {
         search.replace("bucket: search-snapshots", &format!("bucket: search-snapshots, client: {client}"))
     };
     let before = at.points();
-    at.configure_with(&offsite, &node.url, &with("wrong"), MORE);
+    at.configure_with(offsite, &node.url, &with("wrong"), MORE);
     let ran = at.run(&["backup", "--cadence", "daily"]);
     assert_eq!(ran.code, 10, "{ran:#?}");
     assert!(ran.stderr.contains("repository wrong: the cluster could not use repository \"wrong\""), "{ran:#?}");
     assert!(ran.stderr.contains("Status Code: 403"), "{ran:#?}");
     assert!(ran.stderr.contains("correct s3.client.wrong.access_key"), "{ran:#?}");
-    at.configure_with(&offsite, &node.url, &format!("      call_timeout: 5s\n{}", with("hanging")), MORE);
+    at.configure_with(offsite, &node.url, &format!("      call_timeout: 5s\n{}", with("hanging")), MORE);
     let ran = at.run(&["backup", "--cadence", "daily"]);
     assert_eq!(ran.code, 10, "{ran:#?}");
     let text = "the cluster did not answer POST /_snapshot/hanging/_verify within 5 s";
     assert!(ran.stderr.contains(text), "{ran:#?}");
     assert!(ran.stderr.contains("a repository that hangs lets it hang"), "{ran:#?}");
     assert_eq!(at.points()[..before.len()], before, "nothing was pruned");
-    drop(silent);
 }
