@@ -193,6 +193,20 @@ class Short(Story):
         self.deploy("--tags", "agent_install", agent_binary_checksum=checksum, agent_version=VERSION, **there)
         self.assertEqual(installed.read_bytes(), new.read_bytes())
 
+    def test_5a_a_package_takes_the_place_of_the_binary(self):
+        tree = pathlib.Path(self.temporary.name) / "package"
+        (tree / "usr/bin").mkdir(parents=True)
+        (tree / "DEBIAN").mkdir()
+        shutil.copy(self.program, tree / "usr/bin/backstay")
+        (tree / "DEBIAN/control").write_text(
+            f"Package: backstay\nVersion: {VERSION}\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\nDescription: test\n")
+        package = tree.with_suffix(".deb")
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package], check=True, capture_output=True)
+        there = {"agent_binary_src": "", "agent_deb_src": str(package), "agent_version": VERSION}
+        self.deploy("--tags", "agent_install", **there)
+        self.assertEqual(self.db1.ssh("command -v backstay; dpkg-query -W -f '${Version}' backstay"), f"/usr/bin/backstay\n{VERSION}")
+        self.assert_unchanged(self.deploy("--tags", "agent_install", **there))
+
     def test_6_cron_takes_the_place_of_the_timers(self):
         self.deploy("--tags", "cron", agent_scheduler="cron", check_scheduler="cron")
         self.assertEqual(self.db1.ssh("systemctl list-timers --all --no-legend 'backstay*'"), "")
