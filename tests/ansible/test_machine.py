@@ -8,13 +8,14 @@ import hashlib
 import http.server
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import unittest
 
-from fleet import ACCESS, SECRET, Fleet, Gateway, Machine, wait_until
+from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, wait_until
 
 DEPLOY = "backstay.backstay.deploy"
 PROGRAM = pathlib.Path(os.environ["BACKSTAY"])
@@ -292,6 +293,31 @@ class Whole(Story):
 
     def test_04_a_second_run_changes_nothing(self):
         self.assert_unchanged(self.deploy("--tags", "backups"))
+
+    def test_04a_so_does_deploy_stack_of_a_checkout(self):
+        """Roles, tags and groups as in commcare-cloud's playbooks; its two roles hold what the page says."""
+        checkout = self.fleet.dir / "ansible"
+        page = (ROOT / "docs/commcare.md").read_text()
+        [tasks] = re.findall(r"```yaml\n(- ansible.builtin.import_role:.*?)```", page, re.S)
+        for role in ("backups", "pg_backup"):
+            (checkout / "roles" / role / "tasks").mkdir(parents=True)
+            (checkout / "roles" / role / "tasks/main.yml").write_text(tasks)
+        (checkout / "deploy_stack.yml").write_text(
+            "".join(f"- import_playbook: {name}.yml\n" for name in ("deploy_db", "deploy_postgres", "deploy_couchdb2")))
+        for name, hosts, roles in (
+            ("deploy_db", "redis:elasticsearch:formplayer:django_manage", "{role: backups, tags: [backups, backups-only]}"),
+            ("deploy_postgres", "postgresql:pg_standby:pg_backup", "{role: backups, tags: backups}, {role: pg_backup, tags: [pg_backup, backups]}"),
+            ("deploy_couchdb2", "couchdb2", "{role: backups, tags: backups}"),
+        ):
+            (checkout / f"{name}.yml").write_text(f"- hosts: {hosts}\n  become: true\n  roles: [{roles}]\n")
+        [command] = re.findall(r"`commcare-cloud ENV (deploy-stack --tags=backups)`", page)
+        played = self.fleet.done(str(checkout / "deploy_stack.yml"), *command.split()[1:], "--limit", "!ghost1")
+        self.assertGreater(played.counts("db1")["ok"], 30)
+        self.assertEqual(played.counts("db1")["changed"], 0, played.changed_tasks())
+        # It does deploy.
+        (self.db1.root / "usr/local/sbin/restore_from_backup.sh").unlink()
+        self.fleet.done(str(checkout / "deploy_stack.yml"), "--tags=pg_backup", "--limit", "db1")
+        self.db1.ssh("test -x /usr/local/sbin/restore_from_backup.sh")
 
     def test_05_a_night_the_timer_fires_and_backs_up_to_the_buckets(self):
         self.assertIn("backstay-backup.timer", self.db1.ssh("systemctl list-timers --no-legend 'backstay*'"))
