@@ -265,7 +265,7 @@ pub struct RestoreArgs {
     /// Directory to restore into; the service's own place without it
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
-    /// Allow a target that holds data: it is moved aside, and kept, before anything is restored
+    /// Allow a target that holds data: it is moved aside, and kept; indices are deleted, once the new ones were counted
     #[arg(long)]
     pub replace: bool,
     /// Owner of everything that is restored

@@ -62,7 +62,9 @@ pub async fn choose(engine: &Engine, service: &str, wanted: &Selection) -> Resul
     let candidates: Vec<&Chosen> = found.iter().filter(|c| usable(&c.point)).collect();
     let newest = candidates.iter().map(|c| c.point.manifest.started).max();
     let best = candidates.iter().filter(|c| Some(c.point.manifest.started) == newest);
-    if let Some(chosen) = best.clone().find(|c| c.point.is_whole()) {
+    let whole =
+        |readable: bool| best.clone().find(move |c| c.point.is_whole() && c.point.archived.is_empty() == readable);
+    if let Some(chosen) = whole(true).or_else(|| whole(false)) {
         return Ok((*chosen).clone());
     }
     if let Some(damaged) = best.clone().next() {
@@ -173,6 +175,26 @@ impl Drop for Ended {
     }
 }
 
+/// Refuses a point that cannot be read now.
+///
+/// # Errors
+/// `Archived`, with what to do.
+pub fn require_thawed(place: &Place, point: &Point) -> Result<()> {
+    let Some(first) = point.archived.first() else { return Ok(()) };
+    let (id, n) = (&point.manifest.id, point.archived.len());
+    let message =
+        format!("restore point {id} needs thaw: {n} of its objects lie in an archive class at {}", place.name());
+    let err = Error::new(ErrorKind::Archived, message);
+    Err(match place.destination.thaw_command(first) {
+        Some(command) => err.hint(format!(
+            "thaw each object, and try again when that is done, hours later: `{command}`; \
+             `backstay restore {} {id} --plan` prints the command for each.",
+            point.manifest.service
+        )),
+        None => err,
+    })
+}
+
 /// A point opened for reading.
 pub fn open(engine: &Engine, chosen: &Chosen) -> PointReader {
     let from = FromPlace {
@@ -266,6 +288,7 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
         return Err(Error::new(ErrorKind::Config, format!("restore point {} is built on {base}", manifest.id))
             .hint("upgrade backstay on this host: this version restores full points only."));
     }
+    require_thawed(&chosen.place, &chosen.point)?;
     let reader = open(engine, chosen);
     let work = async |cx: Context| source.restore(&cx, &reader, request).await;
     alone(engine, service, request, work).await.map_err(|e| {
@@ -332,6 +355,8 @@ pub struct Plan {
     pub expected_seconds: Option<f64>,
     /// What would make it fail.
     pub obstacles: Vec<String>,
+    /// The commands that make it readable, if it lies in an archive class.
+    pub thaw: Vec<String>,
     /// The command that does it.
     pub command: String,
 }
@@ -377,7 +402,9 @@ pub async fn plan(engine: &Engine, service: &str, chosen: &Chosen, request: &Res
     plan.command = command;
     let places = engine.places(service)?;
     let proofs = records::all(engine, service, &manifest.host, &places).await;
-    plan.expected_seconds = proofs.expected_seconds(manifest.plain_bytes());
+    plan.thaw = chosen.point.archived.iter().filter_map(|at| chosen.place.destination.thaw_command(at)).collect();
+    // How long a store takes to thaw nobody measured.
+    plan.expected_seconds = if plan.thaw.is_empty() { proofs.expected_seconds(manifest.plain_bytes()) } else { None };
     Ok(plan)
 }
 

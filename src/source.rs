@@ -26,6 +26,9 @@ pub mod couchdb;
 pub mod elasticsearch;
 pub mod postgres;
 
+/// Set for a process of a drill that cannot work in the scratch directory: its value is that directory.
+pub const SCRATCH_VARIABLE: &str = "BACKSTAY_SCRATCH";
+
 /// What every long call is given. Holds no global state.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -83,8 +86,9 @@ pub trait Source: fmt::Debug + Send + Sync {
     ///
     /// - Production is never touched: nothing is written but below `request.scratch`, and whatever must lie elsewhere
     ///   (an index in a cluster) has a name that only drills use.
-    /// - Every process it starts has its working directory in the scratch directory: the engine ends those that
-    ///   are left there, after a drill and, when one was killed, before the next.
+    /// - Every process it starts has its working directory in the scratch directory, or the directory in the variable
+    ///   [`SCRATCH_VARIABLE`] of its environment: the engine ends those that are left, after a drill and, when one was
+    ///   killed, before the next.
     /// - What differs is no error: it is told in [`Drilled::differences`].
     ///
     /// # Errors

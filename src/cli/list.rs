@@ -215,7 +215,11 @@ fn state_for_people(point: &Point) -> (&'static str, String) {
     match m.state {
         _ if !missing.is_empty() => ("INCOMPLETE", missing.join(", ")),
         _ if !point.unseen.is_empty() => ("UNKNOWN", point.unseen.join(", ")),
-        State::Complete => ("complete", m.accepted.map_or_else(String::new, |_| "accepted by hand".to_owned())),
+        State::Complete => {
+            let accepted = m.accepted.map(|_| "accepted by hand");
+            let thaw = (!point.archived.is_empty()).then_some("needs thaw");
+            ("complete", accepted.into_iter().chain(thaw).collect::<Vec<_>>().join(", "))
+        }
         State::Suspect => ("SUSPECT", m.suspect_reasons.join(", ")),
     }
 }
@@ -266,6 +270,7 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &P
             "stored_bytes": m.stored_bytes(), "state": state, "suspect_reasons": m.suspect_reasons,
             "missing": point.missing.iter().map(|m| &m.name).chain(&point.gone).collect::<Vec<_>>(), "unseen": point.unseen,
             "external": m.external,
+            "needs_thaw": !point.archived.is_empty(),
             "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
             "agent_id": m.agent.id, "warnings": m.warnings, "drill": drill,
         }));

@@ -163,7 +163,8 @@ async fn choices(app: &App, engine: &Engine, services: &[String], args: &Restore
             let suspect = if chosen.point.manifest.state == crate::manifest::State::Suspect { ", suspect" } else { "" };
             app.emit(&json!({"message_type": "choice", "service": service, "id": id, "started": started,
                 "age_seconds": (now - *started).num_seconds(), "destinations": places}));
-            app.say(format!("  {age} old: {id}  ({size}, at {}{suspect})", places.join(" and ")));
+            let thaw = if chosen.point.archived.is_empty() { "" } else { ", needs thaw" };
+            app.say(format!("  {age} old: {id}  ({size}, at {}{suspect}{thaw})", places.join(" and ")));
         }
     }
     let service = args.service.as_deref().unwrap_or("SERVICE");
@@ -188,7 +189,7 @@ fn show_plan(
         "message_type": "restore_plan", "step": step, "service": service, "id": manifest.id, "age_seconds": age,
         "from": chosen.place.name(), "stored_bytes": manifest.stored_bytes(), "plain_bytes": manifest.plain_bytes(),
         "target": plan.target, "occupied": plan.occupied, "free_bytes": plan.free_bytes,
-        "expected_seconds": plan.expected_seconds, "obstacles": plan.obstacles, "command": plan.command,
+        "expected_seconds": plan.expected_seconds, "thaw": plan.thaw, "obstacles": plan.obstacles, "command": plan.command,
     }));
     app.say(format!("{step}. {service}: {}, {} old, from {}", manifest.id, human_age(age), chosen.place.name()));
     let sizes = (Bytes(manifest.stored_bytes()), Bytes(manifest.plain_bytes()));
@@ -196,6 +197,10 @@ fn show_plan(
     match plan.expected_seconds {
         #[allow(clippy::cast_possible_truncation, reason = "an estimate")]
         Some(seconds) => app.say(format!("   takes about {}, by the last drill", human_age(seconds.ceil() as i64))),
+        None if !plan.thaw.is_empty() => {
+            app.say("   needs thaw, which takes a store hours: it lies in an archive class. For each object:");
+            plan.thaw.iter().for_each(|command| app.say(format!("     {command}")));
+        }
         None => app.say("   takes a time that nobody knows: it was never drilled"),
     }
     if let Some(free) = plan.free_bytes {

@@ -33,6 +33,7 @@ use shard_map::is_replicator;
 
 mod blocks;
 mod capture;
+mod contents;
 mod drill;
 mod etc;
 mod etf;
@@ -44,8 +45,10 @@ mod node;
 mod point;
 mod priority;
 mod restore;
+mod revisions;
 mod shard_map;
 mod single;
+mod throwaway;
 mod tree;
 mod verify;
 mod walk;
@@ -215,12 +218,11 @@ impl Source for Couchdb {
     }
 
     async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
-        drill::drill(cx, point, request).await
+        drill::drill(&self.config, cx, point, request).await
     }
 
-    /// What is larger than the room there is told in a note, not refused.
-    fn drill_bytes(&self, _: &Manifest, _: &DrillRequest) -> u64 {
-        0
+    fn drill_bytes(&self, point: &Manifest, request: &DrillRequest) -> u64 {
+        drill::bytes(&self.config, point, request)
     }
 
     fn production(&self, _: &Manifest) -> Vec<PathBuf> {

@@ -7,6 +7,7 @@ use super::extract::blocking;
 use super::place::{Owner, Place, owner};
 use super::restore_dump::{feed_observed, is_known_role, judge_psql, refuse_directory};
 use super::restore_plain::tidy;
+use super::start::{ARCHIVING_OFF, Start, is_its_own_place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::extract::{self, Rules};
 use crate::source::{Context, LegacyReader, RestoreRequest, Restored};
@@ -41,7 +42,11 @@ impl Postgres {
         restored.old_data = place.take_over(&stamp).inspect_err(|_| place.abandon())?;
         restored.target = place.dir.display().to_string();
         if request.start {
-            self.start(cx, &place.dir, &major, owner, request).await?;
+            let archives = is_its_own_place(self.config.data_dir.as_deref(), &target);
+            self.start(cx, &place.dir, owner, &Start { major, wait: request.wait, archives }).await?;
+            if !archives {
+                restored.notes.push(ARCHIVING_OFF.into());
+            }
             restored.notes.push("the server runs, and its recovery has ended".into());
         } else {
             restored.notes.push("start the server, and wait until select pg_is_in_recovery() says f".into());
