@@ -21,6 +21,7 @@ pub mod progress;
 pub mod prune;
 pub mod report;
 pub mod restore;
+pub mod restore_scripts;
 pub mod test_alert;
 pub mod verify;
 
@@ -124,6 +125,8 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page
     Man(ManArgs),
+    /// Write the scripts that restore without backstay
+    RestoreScripts(RestoreScriptsArgs),
 }
 
 /// `backstay demo`.
@@ -478,6 +481,17 @@ pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+}
+
+/// `backstay restore-scripts`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay restore-scripts /usr/local/share/backstay/restore-scripts
+  /usr/local/share/backstay/restore-scripts/restore-postgres.sh list /opt/data/backups/postgresql")]
+pub struct RestoreScriptsArgs {
+    /// The directory; it is made
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
 }
 
 /// `backstay man`.

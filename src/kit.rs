@@ -107,6 +107,12 @@ pub async fn store(sink: &dyn ArtefactSink, point: &Manifest, places: &[String],
     Ok(())
 }
 
+/// All scripts, by file name: for a host, beside the kits of its points.
+pub fn scripts() -> impl Iterator<Item = (String, &'static str)> {
+    let ours = [COMMON, BLOBDIR, COUCHDB, ELASTICSEARCH, POSTGRES];
+    ours.into_iter().map(|(name, text)| (format!("{name}.sh"), text))
+}
+
 /// What lies below the prefix of a host, for whoever finds it.
 pub fn readme(host: &str, environment: Option<&str>, versioned: bool) -> Result<String> {
     render(README, &json!({"host": host, "environment": environment, "versioned": versioned}), &[])

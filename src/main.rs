@@ -100,6 +100,7 @@ async fn dispatch(app: &App, command: &Command) -> Result<()> {
         Command::TestAlert(args) => cli::test_alert::run(app, args).await,
         Command::Completions(args) => cli::completions::run(app, args).await,
         Command::Man(args) => cli::man::run(app, args).await,
+        Command::RestoreScripts(args) => cli::restore_scripts::run(app, args).await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! PostgreSQL, with real servers: every backup here ends in a restore whose content is compared.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use backstay::config::{PostgresConfig, PostgresMethod};
@@ -8,7 +9,7 @@ use backstay::source::postgres::Postgres;
 use backstay::source::{Captured, PointReader, RestoreRequest, Source as _};
 
 use crate::common::memory::{Memory, context};
-use crate::common::postgres::{Server, server_dir};
+use crate::common::postgres::{Server, fake_tool, server_dir};
 
 #[path = "postgres/connect.rs"]
 mod connect;
@@ -91,6 +92,28 @@ fn content(server: &Server, database: &str) -> String {
 
 fn to(dir: &Path) -> RestoreRequest {
     RestoreRequest { to: Some(dir.into()), start: true, ..RestoreRequest::default() }
+}
+
+/// What `pg_basebackup` 14.2 writes: `backup_manifest` is not padded to a block, and the end mark follows at once.
+const UNPADDED: &str = r#"at=$(dirname "$0")/copy.tar; $real "$@" >"$at" || exit
+set -- $(LC_ALL=C tar -tvRf "$at" | sed -n 's/^block \([0-9]*\): .* \([0-9]*\) [-0-9]* [0-9:]* backup_manifest$/\1 \2/p')
+head -c $((($1 + 1) * 512 + $2)) "$at"; head -c 1024 /dev/zero"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_manifest_is_not_padded_becomes_a_proper_archive() {
+    let server = Server::start();
+    fill(&server, "postgres");
+    let before = content(&server, "postgres");
+    let mut config = server.config(PostgresMethod::Plain);
+    config.bin_dir = Some(fake_tool(server.dir.path(), "pg_basebackup", UNPADDED));
+    std::fs::set_permissions(server.dir.path().join("bin-pg_basebackup"), PermissionsExt::from_mode(0o777)).unwrap();
+    let taken = take(config).await;
+    assert_eq!(taken.problems().await, [""; 0]);
+    server.down();
+    let target = server.dir.path().join("new");
+    taken.restore(to(&target)).await.unwrap();
+    let _beside = Server { data: target, dir: server_guard(&server) };
+    assert_eq!(content(&server, "postgres"), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

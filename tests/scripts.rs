@@ -497,3 +497,23 @@ fn every_script_passes_shellcheck_and_no_script_asks() {
         assert!(!text.contains("read -p") && !text.contains("/dev/tty"), "{}", script.display());
     }
 }
+
+#[test]
+fn the_program_writes_all_scripts_as_they_are_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("share/restore-scripts");
+    crate::common::run(&["restore-scripts", to.to_str().unwrap()]).ok();
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("restore-scripts");
+    assert_eq!(names(&to), names(&here));
+    for name in names(&to) {
+        assert_eq!(std::fs::read(to.join(&name)).unwrap(), std::fs::read(here.join(&name)).unwrap());
+        assert_eq!(std::fs::metadata(to.join(&name)).unwrap().permissions().mode() & 0o777, 0o755);
+    }
+    let said = Command::new(to.join("restore-blobdir.sh")).output().unwrap();
+    assert_eq!(said.status.code(), Some(64));
+}

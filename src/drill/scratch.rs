@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ impl Scratch {
                 };
                 // Others may enter, because servers run as their own users; nobody else may look.
                 fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).map_err(failed)?;
+                // Whatever the mask took away. A directory of another user is as that user wants it.
+                let _ = fs::set_permissions(&dir, fs::Permissions::from_mode(0o711));
                 dir
             }
         };
@@ -96,10 +98,10 @@ impl Scratch {
     /// Makes it. A server's user must get through to its copy, so the directory above may be entered, not read.
     pub(super) fn make(&self) -> Result<()> {
         for (path, mode) in [(&self.path, 0o711), (&self.copy(), 0o700)] {
-            fs::DirBuilder::new()
-                .mode(mode)
-                .create(path)
-                .map_err(|e| Error::io(e, format!("could not make {}", path.display())))?;
+            let failed = |e| Error::io(e, format!("could not make {}", path.display()));
+            fs::DirBuilder::new().mode(mode).create(path).map_err(failed)?;
+            // Whatever the mask of the unit took away.
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
         }
         Ok(())
     }

@@ -183,7 +183,7 @@ class Fleet:
             cwd=self.dir, env={**os.environ, "ANSIBLE_CONFIG": str(self.dir / "ansible.cfg")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
         )
-        self.seconds.append((f"{playbook} {' '.join(words)}", time.monotonic() - began))
+        self.seconds.append((f"{playbook} {' '.join(words)}", time.monotonic() - began, len(re.findall(r"^TASK \[", ran.stdout, re.M))))
         return Played(ran.returncode, ran.stdout)
 
     def done(self, playbook, *words, **variables):
@@ -196,5 +196,5 @@ class Fleet:
     def close(self):
         shutil.rmtree(self.dir, ignore_errors=True)
         if os.environ.get("TIMES"):
-            for what, seconds in self.seconds:
-                print(f"{seconds:6.1f} s  {what}", flush=True)
+            for what, seconds, tasks in self.seconds:
+                print(f"{seconds:6.1f} s  {tasks:3} tasks  {seconds / max(tasks, 1):5.2f} s/task  {what}", flush=True)

@@ -8,13 +8,14 @@ import hashlib
 import http.server
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import unittest
 
-from fleet import ACCESS, SECRET, Fleet, Gateway, Machine, wait_until
+from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, wait_until
 
 DEPLOY = "backstay.backstay.deploy"
 PROGRAM = pathlib.Path(os.environ["BACKSTAY"])
@@ -33,7 +34,7 @@ def generic(machines, program):
     }
     common = {
         "agent_binary_src": str(program), "agent_environment": "test", "check_email": ["ops@example.com"],
-        "agent_secrets": {"planted": {"content": PLANTED}},
+        "agent_secrets": {"planted": {"content": PLANTED}}, "agent_drill": "weekly",
     }
     hosts = {"db1": {"agent_services": services, **machines["db1"].vars}}
     return {"all": {"vars": common, "children": {"backstay": {"hosts": hosts}}}}
@@ -148,6 +149,28 @@ class Short(Story):
         self.db1.start("backstay-backup.service", "backstay-check.service")
         self.assertEqual(len(self.db1.points("postgres", "local")), 1)
 
+    def test_3a_drills_run_in_their_sandbox_and_a_failed_one_is_mailed(self):
+        self.assertEqual(self.db1.ssh("systemctl is-enabled backstay-drill.timer"), "enabled\n")
+        self.db1.ssh("systemctl show -p NextElapseUSecRealtime backstay-drill.timer | grep -q Sun")
+        self.db1.start("backstay-drill.service")
+        said = self.db1.ssh("journalctl --no-pager -o cat -u backstay-drill; backstay list")
+        self.assertEqual(said.count("proven"), 4, said)
+        self.assertEqual(self.db1.ssh("find /var/lib/backstay/scratch -mindepth 1"), "")
+        self.db1.ssh("cd /opt/backups/files/*_weekly_*; cp data.* /var/tmp; truncate -s -1 data.*")
+        self.assertNotEqual(self.db1.ran("systemctl start backstay-drill.service").returncode, 0)
+        self.db1.wait_for_mail("Subject: [backstay] backstay-drill.service failed on")
+        self.db1.ssh("cp /var/tmp/data.* /opt/backups/files/*_weekly_*/")
+
+    def test_3b_the_restore_scripts_are_there_and_need_no_agent(self):
+        """Run here, from the machine's disk: jq is not on every host."""
+        scripts = self.db1.root / "usr/local/share/backstay/restore-scripts"
+        self.assertEqual(len(list(scripts.iterdir())), 5)
+        to = pathlib.Path(self.temporary.name) / "again"
+        words = ["restore", self.db1.root / "opt/backups/files", "--to", to, "--yes"]
+        ran = subprocess.run([scripts / "restore-blobdir.sh", *words], capture_output=True, text=True, check=False)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertEqual((to / "one").read_text(), "precious\n")
+
     def test_4_a_wrong_configuration_fails_in_check_mode_too(self):
         played = self.fleet.play(DEPLOY, "--check", "--tags", "agent_configure", agent_services={"x": {"blobdri": {}}})
         self.assertNotEqual(played.code, 0)
@@ -171,10 +194,26 @@ class Short(Story):
         self.deploy("--tags", "agent_install", agent_binary_checksum=checksum, agent_version=VERSION, **there)
         self.assertEqual(installed.read_bytes(), new.read_bytes())
 
+    def test_5a_a_package_takes_the_place_of_the_binary(self):
+        tree = pathlib.Path(self.temporary.name) / "package"
+        (tree / "usr/bin").mkdir(parents=True)
+        (tree / "DEBIAN").mkdir()
+        shutil.copy(self.program, tree / "usr/bin/backstay")
+        (tree / "DEBIAN/control").write_text(
+            f"Package: backstay\nVersion: {VERSION}\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\nDescription: test\n")
+        package = tree.with_suffix(".deb")
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package], check=True, capture_output=True)
+        there = {"agent_binary_src": "", "agent_deb_src": str(package), "agent_version": VERSION}
+        self.deploy("--tags", "agent_install", **there)
+        self.assertEqual(self.db1.ssh("command -v backstay; dpkg-query -W -f '${Version}' backstay"), f"/usr/bin/backstay\n{VERSION}")
+        self.assert_unchanged(self.deploy("--tags", "agent_install", **there))
+
     def test_6_cron_takes_the_place_of_the_timers(self):
         self.deploy("--tags", "cron", agent_scheduler="cron", check_scheduler="cron")
         self.assertEqual(self.db1.ssh("systemctl list-timers --all --no-legend 'backstay*'"), "")
         self.assertEqual(self.db1.ssh("ls /etc/cron.d | grep backstay"), "backstay\nbackstay-check\n")
+        self.assertIn(" * * 0 root nice -n 19 ionice -c 3 /usr/local/bin/backstay --quiet drill --random\n",
+                      (self.db1.root / "etc/cron.d/backstay").read_text())
 
     def test_7_it_goes_and_leaves_the_backups(self):
         self.fleet.done("backstay.backstay.uninstall")
@@ -255,6 +294,31 @@ class Whole(Story):
     def test_04_a_second_run_changes_nothing(self):
         self.assert_unchanged(self.deploy("--tags", "backups"))
 
+    def test_04a_so_does_deploy_stack_of_a_checkout(self):
+        """Roles, tags and groups as in commcare-cloud's playbooks; its two roles hold what the page says."""
+        checkout = self.fleet.dir / "ansible"
+        page = (ROOT / "docs/commcare.md").read_text()
+        [tasks] = re.findall(r"```yaml\n(- ansible.builtin.import_role:.*?)```", page, re.S)
+        for role in ("backups", "pg_backup"):
+            (checkout / "roles" / role / "tasks").mkdir(parents=True)
+            (checkout / "roles" / role / "tasks/main.yml").write_text(tasks)
+        (checkout / "deploy_stack.yml").write_text(
+            "".join(f"- import_playbook: {name}.yml\n" for name in ("deploy_db", "deploy_postgres", "deploy_couchdb2")))
+        for name, hosts, roles in (
+            ("deploy_db", "redis:elasticsearch:formplayer:django_manage", "{role: backups, tags: [backups, backups-only]}"),
+            ("deploy_postgres", "postgresql:pg_standby:pg_backup", "{role: backups, tags: backups}, {role: pg_backup, tags: [pg_backup, backups]}"),
+            ("deploy_couchdb2", "couchdb2", "{role: backups, tags: backups}"),
+        ):
+            (checkout / f"{name}.yml").write_text(f"- hosts: {hosts}\n  become: true\n  roles: [{roles}]\n")
+        [command] = re.findall(r"`commcare-cloud ENV (deploy-stack --tags=backups)`", page)
+        played = self.fleet.done(str(checkout / "deploy_stack.yml"), *command.split()[1:], "--limit", "!ghost1")
+        self.assertGreater(played.counts("db1")["ok"], 30)
+        self.assertEqual(played.counts("db1")["changed"], 0, played.changed_tasks())
+        # It does deploy.
+        (self.db1.root / "usr/local/sbin/restore_from_backup.sh").unlink()
+        self.fleet.done(str(checkout / "deploy_stack.yml"), "--tags=pg_backup", "--limit", "db1")
+        self.db1.ssh("test -x /usr/local/sbin/restore_from_backup.sh")
+
     def test_05_a_night_the_timer_fires_and_backs_up_to_the_buckets(self):
         self.assertIn("backstay-backup.timer", self.db1.ssh("systemctl list-timers --no-legend 'backstay*'"))
         dropin = self.db1.root / "etc/systemd/system/backstay-backup.timer.d/test.conf"
@@ -282,6 +346,20 @@ class Whole(Story):
         self.assertEqual(self.psql(ROWS), self.rows)
         self.db1.ssh("restore_blobdb_backup.sh latest --replace")
         self.assertEqual((self.db1.root / "srv/files/one").read_text(), "precious\n")
+
+    def test_06a_what_the_older_system_left_is_restored_by_the_old_script(self):
+        """As its script made it: a copy in a directory, and a tar of that by its path."""
+        old = "postgres_test_daily_2026_01_02"
+        self.db1.ssh(
+            f"cd /opt/data/backups/postgresql && runuser -u postgres -- pg_basebackup -Fp -Xs -D $PWD/{old}"
+            f" && tar -czf {old}.tar.gz $PWD/{old} 2>/dev/null && rm -r {old}")
+        self.assertIn(f"{old}.tar.gz", self.db1.ssh("backstay list postgres"))
+        self.psql("drop table people")
+        self.db1.ssh(f"restore_from_backup.sh {old}.tar.gz --replace --to /var/lib/postgresql/15/main")
+        wait_until("the server", lambda: self.db1.ran("cd /; runuser -u postgres -- psql -c 'select 1'").returncode == 0)
+        self.assertEqual(self.psql(ROWS), self.rows)
+        self.db1.ssh("cd /var/tmp && retrieve_backup.py latest && test -f latest/PG_VERSION && rm -r latest")
+        self.db1.ssh("create_postgres_dump.sh hourly 1 && backup_snapshots.py postgres_test_hourly.tar.gz name bucket")
 
     def test_07_and_by_a_playbook_that_asks_for_a_word(self):
         self.psql("drop table people")

@@ -23,6 +23,8 @@ const CHECKSUM_ERROR: &str = "checksum error occurred";
 pub(super) const LABEL: &[&str] = &["backup_label"];
 /// Largest configuration file that is captured.
 const CONFIG_LIMIT: u64 = 4 << 20;
+/// Of a tar.
+const BLOCK: u64 = 512;
 
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -51,7 +53,18 @@ impl Postgres {
         let mut scan = TarScan::new(LABEL);
         let before = self.relations(cx, &server).await;
         let program = self.basebackup()?.args(["-D", "-"]);
-        let (ended, bytes, writer) = program.stream_into(&cx.cancel, writer, |chunk| scan.feed(chunk)).await?;
+        let (ended, mut bytes, mut writer) = program.stream_into(&cx.cancel, writer, |chunk| scan.feed(chunk)).await?;
+        // Releases of pg_basebackup 13 and 14 do not pad backup_manifest to a block: the end mark follows at once. As
+        // many zeros behind it make a proper archive.
+        let padding = usize::try_from(bytes.wrapping_neg() % BLOCK).unwrap_or(0);
+        if padding > 0 && ended.status.success() {
+            let zeros = vec![0; padding];
+            scan.feed(&zeros);
+            bytes += padding as u64;
+            if writer.send(zeros.into()).await.is_err() {
+                return Err(writer.failure().await);
+            }
+        }
         let suspect = judge_copy(&ended, scan.ends_with("backup_manifest"))?;
         writer.finish().await?;
         self.captured(cx, sink, server, Copied { suspect, files: scan.files, bytes, label: scan.kept, before }).await
