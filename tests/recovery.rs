@@ -2,6 +2,7 @@
 //! lost, and everything back from the bucket alone, on a machine without Backstay.
 
 #![allow(clippy::disallowed_methods, reason = "the page is followed as people follow it")]
+#![allow(clippy::print_stdout, reason = "it says how long each step took")]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
