@@ -13,12 +13,13 @@ use crate::drill::records;
 use crate::engine::{Engine, LOCAL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
+use crate::legacy::points::{self, Legacy};
 use crate::lock::Lock;
 use crate::manifest::{Artefact, State};
 use crate::monitor::Monitor;
 use crate::pipeline::decode::{self, Identities};
 use crate::retention::is_future;
-use crate::source::{ArtefactReader, OpenArtefact, PointReader, RestoreRequest, Restored};
+use crate::source::{ArtefactReader, Context, OpenArtefact, PointReader, RestoreRequest, Restored};
 
 /// Which point is wanted.
 #[derive(Debug, Clone, Default)]
@@ -288,18 +289,9 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
             .hint("upgrade backstay on this host: this version restores full points only."));
     }
     require_thawed(&chosen.place, &chosen.point)?;
-    let _lock = lock(engine, service, request.to.as_deref())?;
-    let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
-    let cancel = engine.cancel.child_token();
-    let cx = engine.context(service, cancel.clone(), workdir.clone())?;
     let reader = open(engine, chosen);
-    let outcome = tokio::select! {
-        done = source.restore(&cx, &reader, request) => done,
-        () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
-            .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
-    };
-    let _ = std::fs::remove_dir_all(workdir);
-    outcome.map_err(|e| {
+    let work = async |cx: Context| source.restore(&cx, &reader, request).await;
+    alone(engine, service, request, work).await.map_err(|e| {
         let next = e.hint.is_none().then(|| {
             format!("other points: `backstay restore {service}`; what would happen: `backstay restore {service} {} --plan`.", manifest.id)
         });
@@ -309,6 +301,45 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
             None => e,
         }
     })
+}
+
+/// Does the work of a restore under its lock, in a scratch directory, until it is stopped.
+async fn alone(
+    engine: &Engine,
+    service: &str,
+    request: &RestoreRequest,
+    work: impl AsyncFnOnce(Context) -> Result<Restored>,
+) -> Result<Restored> {
+    let _lock = lock(engine, service, request.to.as_deref())?;
+    let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
+    let cancel = engine.cancel.child_token();
+    let cx = engine.context(service, cancel.clone(), workdir.clone())?;
+    let outcome = tokio::select! {
+        done = work(cx) => done,
+        () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
+            .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
+    };
+    let _ = std::fs::remove_dir_all(workdir);
+    outcome
+}
+
+/// Restores a backup that commcare-cloud made.
+///
+/// # Errors
+/// As [`restore`].
+pub async fn restore_legacy(
+    engine: &Engine,
+    service: &str,
+    (place, legacy): (&Place, &Legacy),
+    request: &RestoreRequest,
+) -> Result<Restored> {
+    let source = engine.source(service)?;
+    let work = async |cx: Context| {
+        let reader = points::open(place, legacy).await?;
+        source.restore_legacy(&cx, reader, request).await
+    };
+    let outcome = alone(engine, service, request, work).await;
+    outcome.map_err(|e| e.within(format!("could not restore {} from {}", legacy.id, place.name())))
 }
 
 /// What a restore would do.

@@ -4,9 +4,11 @@
 
 mod capture;
 pub(crate) mod data;
+pub(crate) mod drill;
 mod fake;
 mod faults;
 mod maps;
 pub(crate) mod node;
 mod real;
+mod real_drill;
 mod restore;

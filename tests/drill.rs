@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::common::fake::collect;
 use crate::common::{Ran, backstay};
 
+#[path = "drill/files.rs"]
+mod files;
 #[path = "drill/killed.rs"]
 mod killed;
 

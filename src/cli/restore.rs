@@ -11,9 +11,10 @@ use super::app::{App, counted};
 use super::backup::selected;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::legacy::points;
 use crate::plan;
 use crate::restore::{self, Chosen, Selection};
-use crate::source::RestoreRequest;
+use crate::source::{RestoreRequest, Restored};
 use crate::units::{Bytes, human_age};
 
 /// Restores one point, or says what could be restored and how.
@@ -26,6 +27,9 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         return choices(app, &engine, &selected(&engine, &[])?, args).await;
     };
     engine.service(service)?;
+    if let Some(id) = args.point.as_deref().filter(|id| points::is_id(id)) {
+        return legacy(app, &engine, service, id, args).await;
+    }
     let Some(wanted) = selection(args) else {
         return choices(app, &engine, std::slice::from_ref(service), args).await;
     };
@@ -80,10 +84,41 @@ async fn restore_one(app: &App, engine: &Engine, service: &str, chosen: &Chosen,
     ));
     let restored = restore::restore(engine, service, chosen, &request(args)).await?;
     let seconds = (engine.clock.now() - started).num_seconds();
+    let from = (manifest.id.as_str(), chosen.place.name());
+    tell(app, service, from, &json!(manifest.counts), (&restored, seconds));
+    Ok(())
+}
+
+/// Restores a backup that commcare-cloud made.
+async fn legacy(app: &App, engine: &Engine, service: &str, id: &str, args: &RestoreArgs) -> Result<()> {
+    if args.plan {
+        return Err(Error::new(ErrorKind::Usage, "nothing is known of an older backup that a plan could tell")
+            .hint(format!("restore it elsewhere: `backstay restore {service} {id} --to DIRECTORY`.")));
+    }
+    let (place, found) = points::choose(engine, service, id, args.from.as_deref()).await?;
+    let started = engine.clock.now();
+    let age = found.taken.map_or_else(|| "of an unknown day".to_owned(), |t| format!("of {}", t.format("%Y-%m-%d")));
+    let size = Bytes(found.bytes);
+    app.say(format!("restoring the older backup {} ({age}, {size} compressed) from {}", found.id, place.name()));
+    let mut restored = restore::restore_legacy(engine, service, (&place, &found), &request(args)).await?;
+    restored.notes.push("an older backup has no record of what it should hold: nothing was compared".into());
+    let seconds = (engine.clock.now() - started).num_seconds();
+    tell(app, service, (&found.id, place.name()), &json!(null), (&restored, seconds));
+    Ok(())
+}
+
+/// Says what was restored; `id` and `place` are where it came from.
+fn tell(
+    app: &App,
+    service: &str,
+    (id, place): (&str, &str),
+    captured: &serde_json::Value,
+    (restored, seconds): (&Restored, i64),
+) {
     app.emit(&json!({
-        "message_type": "restore", "service": service, "id": manifest.id, "from": chosen.place.name(),
+        "message_type": "restore", "service": service, "id": id, "from": place,
         "target": restored.target, "seconds": seconds, "counts": restored.counts,
-        "captured": manifest.counts,
+        "captured": captured,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
     let counts = counted(&restored.counts);
@@ -95,7 +130,6 @@ async fn restore_one(app: &App, engine: &Engine, service: &str, chosen: &Chosen,
     for note in &restored.notes {
         app.say(format!("  note: {note}"));
     }
-    Ok(())
 }
 
 /// What can be gone back to. Nothing is restored, so this is no success.

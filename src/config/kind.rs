@@ -234,6 +234,9 @@ pub struct CouchdbConfig {
     /// How urgent the reading is, where the disk's scheduler knows priorities.
     #[serde(default)]
     pub io_priority: IoPriority,
+    /// Directory of the program `couchdb`, for drills on a node of their own; without it they only read the files.
+    #[serde(default = "default_couchdb_bin")]
+    pub bin_dir: PathBuf,
     /// Program and arguments that start the node, for `restore --start`.
     #[serde(default = "default_couchdb_start")]
     pub start: Vec<String>,
@@ -318,6 +321,9 @@ pub struct RepositoryConfig {
     /// The cluster has it already, of whatever type: its settings are left alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
+    /// Of an `fs` repository: its directory is a part of each restore point too, so that it reaches the destinations. The agent must be able to read it, under the path that the nodes know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub archive: bool,
     /// More settings of the repository, as the cluster knows them, such as `max_snapshot_bytes_per_sec: 40mb`.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -486,6 +492,9 @@ fn default_couchdb_url() -> String {
 }
 fn default_couchdb_local_url() -> String {
     "http://127.0.0.1:5986".into()
+}
+fn default_couchdb_bin() -> PathBuf {
+    "/opt/couchdb/bin".into()
 }
 fn default_couchdb_start() -> Vec<String> {
     ["systemctl", "start", "couchdb"].map(String::from).into()

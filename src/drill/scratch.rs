@@ -1,6 +1,8 @@
 //! The scratch directory of a drill: where it may lie, whether there is room, and that nothing is left of it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::SCRATCH_VARIABLE;
 use crate::units::Bytes;
 
 /// How long processes may take to end before they are killed, and then to be gone.
@@ -77,7 +80,7 @@ impl Scratch {
         let message =
             format!("{} has {} free, and the drill needs {}", self.parent.display(), Bytes(free), Bytes(needed));
         Err(Error::new(ErrorKind::NoSpace, message)
-            .hint("free space there, or set `drill.scratch_dir` to a larger disk; blobs can be drilled with --stream."))
+            .hint("free space there, or set `drill.scratch_dir` to a larger disk; blobs and CouchDB can be drilled with --stream."))
     }
 
     /// Where the restored copy goes: the source's own.
@@ -129,10 +132,17 @@ impl Scratch {
     }
 }
 
-/// Processes whose working directory lies below a directory that only drills use.
+/// Processes that work below a directory that only drills use, or whose environment names it.
 fn inhabitants(dir: &Path) -> Vec<Pid> {
     let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = numbers.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let inside = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
-    numbers.filter(inside).map(Pid::from_raw).collect()
+    let works = |pid: i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+    let marked = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut values = environment.split(|b| *b == 0).filter_map(|line| {
+            line.strip_prefix(SCRATCH_VARIABLE.as_bytes())?.strip_prefix(b"=").map(OsStr::from_bytes)
+        });
+        values.any(|value| Path::new(value).starts_with(dir))
+    };
+    numbers.filter(|pid| works(*pid) || marked(*pid)).map(Pid::from_raw).collect()
 }

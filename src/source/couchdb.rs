@@ -24,24 +24,31 @@ use crate::config::CouchdbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
 
-use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use super::{
+    Captured, Context, DrillRequest, Drilled, LegacyReader, PointReader, Probe, RestoreRequest, Restored, Source,
+    Verified,
+};
 use capture::{Stopped, Taken};
 use shard_map::is_replicator;
 
 mod blocks;
 mod capture;
+mod contents;
 mod drill;
 mod etc;
 mod etf;
 mod finish;
 mod inventory;
+mod legacy;
 mod load;
 mod node;
 mod point;
 mod priority;
 mod restore;
+mod revisions;
 mod shard_map;
 mod single;
+mod throwaway;
 mod tree;
 mod verify;
 mod walk;
@@ -197,6 +204,11 @@ impl Source for Couchdb {
         Ok(captured)
     }
 
+    async fn restore_legacy(&self, cx: &Context, old: LegacyReader, request: &RestoreRequest) -> Result<Restored> {
+        request.refuse_indices()?;
+        legacy::restore(self, cx, old, request).await
+    }
+
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
         restore::restore(self, cx, point, request).await
     }
@@ -206,12 +218,11 @@ impl Source for Couchdb {
     }
 
     async fn drill(&self, cx: &Context, point: &PointReader, request: &DrillRequest) -> Result<Drilled> {
-        drill::drill(cx, point, request).await
+        drill::drill(&self.config, cx, point, request).await
     }
 
-    /// What is larger than the room there is told in a note, not refused.
-    fn drill_bytes(&self, _: &Manifest, _: &DrillRequest) -> u64 {
-        0
+    fn drill_bytes(&self, point: &Manifest, request: &DrillRequest) -> u64 {
+        drill::bytes(&self.config, point, request)
     }
 
     fn production(&self, _: &Manifest) -> Vec<PathBuf> {

@@ -9,6 +9,7 @@
 //!
 //! Safe on any bytes: nothing is read past the length that was given, and memory grows only with what was really read.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
@@ -90,7 +91,12 @@ impl<'a, R: ReadAt + ?Sized> Blocks<'a, R> {
     }
 
     /// Appends `n` bytes of payload from `at` on to `out`; returns where it ended.
-    fn payload(&self, mut at: u64, n: u64, end: u64, out: &mut Vec<u8>) -> Result<u64> {
+    fn payload(&self, at: u64, n: u64, end: u64, out: &mut Vec<u8>) -> Result<u64> {
+        self.pour(at, n, end, &mut |bytes| out.extend_from_slice(bytes))
+    }
+
+    /// Hands `n` bytes of payload from `at` on to `out`, part by part; returns where it ended.
+    fn pour(&self, mut at: u64, n: u64, end: u64, out: &mut dyn FnMut(&[u8])) -> Result<u64> {
         let end = end.min(self.len);
         // Each block of payload has its first byte on top.
         let raw = n.checked_add(n / (BLOCK - 1)).ok_or_else(past_end)?;
@@ -122,7 +128,7 @@ impl<'a, R: ReadAt + ?Sized> Blocks<'a, R> {
                 }
                 let n = (BLOCK - at % BLOCK).min(left).min(rest.len() as u64);
                 let (head, tail) = rest.split_at(usize::try_from(n).unwrap_or(0));
-                out.extend_from_slice(head);
+                out(head);
                 (rest, at, left) = (tail, at + n, left - n);
             }
         }
@@ -167,40 +173,94 @@ impl<'a, R: ReadAt + ?Sized> Blocks<'a, R> {
         Ok(term)
     }
 
-    /// Reads the chunk at `at`, all of which lies before `end`, and unpacks its term. `budget` is how many bytes may
-    /// still be read: the nodes of a real tree do not overlap, so all of them together are no longer than the file.
-    pub(super) fn chunk(&self, at: u64, end: u64, budget: &mut u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(64);
+    /// The begin of the chunk at `at`, all of which lies before `end`. `budget` is how many bytes may still be read: the
+    /// chunks of a real file do not overlap, so all of them together are no longer than the file.
+    fn chunk_head(&self, at: u64, end: u64, budget: &Cell<u64>) -> Result<ChunkHead> {
+        let mut bytes = Vec::with_capacity(CHECKSUM);
         let mut start = self.payload(at, 4, end, &mut bytes)?;
         let word = be32(&bytes);
         let len = u64::from(word & 0x7fff_ffff);
-        if len == 0 || len > MAX_CHUNK {
-            return Err(damaged(&format!("the chunk at offset {at} has a length that makes no sense ({len} bytes)")));
-        }
-        *budget = budget.checked_sub(len + 4).ok_or_else(|| damaged("its tree goes in circles"))?;
-        let mut sum = Vec::new();
-        if word >> 31 == 1 {
-            start = self.payload(start, CHECKSUM as u64, end, &mut sum)?;
-        }
+        let left = budget.get().checked_sub(len + 4).ok_or_else(|| damaged("its tree goes in circles"))?;
+        budget.set(left);
         bytes.clear();
-        self.payload(start, len, end, &mut bytes)?;
-        if !sum.is_empty() {
-            check_sum(&sum, &bytes).map_err(|e| e.within(format!("the chunk at offset {at} is damaged")))?;
+        if word >> 31 == 1 {
+            start = self.payload(start, CHECKSUM as u64, end, &mut bytes)?;
+        }
+        Ok(ChunkHead { start, len, sum: bytes })
+    }
+
+    /// Reads the chunk at `at`, and unpacks its term.
+    pub(super) fn chunk(&self, at: u64, end: u64, budget: &Cell<u64>) -> Result<Vec<u8>> {
+        let head = self.chunk_head(at, end, budget)?;
+        if head.len == 0 || head.len > MAX_CHUNK {
+            return Err(damaged(&format!(
+                "the chunk at offset {at} has a length that makes no sense ({} bytes)",
+                head.len
+            )));
+        }
+        let mut bytes = Vec::new();
+        self.payload(head.start, head.len, end, &mut bytes)?;
+        if !head.sum.is_empty() {
+            check_sum(&head.sum, &bytes).map_err(|e| e.within(format!("the chunk at offset {at} is damaged")))?;
         }
         unpack(bytes).map_err(|e| e.within(format!("the chunk at offset {at} cannot be unpacked")))
     }
+
+    /// Reads the body of a document. One that is too long for the memory is compared with its checksum, and `None`.
+    pub(super) fn body(&self, at: u64, end: u64, budget: &Cell<u64>) -> Result<Option<Body>> {
+        let left = budget.get();
+        let head = self.chunk_head(at, end, budget)?;
+        if head.len <= MAX_CHUNK {
+            budget.set(left);
+            let term = self.chunk(at, end, budget)?;
+            return Ok(Some(Body { term, summed: !head.sum.is_empty() }));
+        }
+        let (mut md5, mut xxh3) = (Md5::new(), XxHash3_128::new());
+        self.pour(head.start, head.len, end, &mut |bytes| {
+            md5.update(bytes);
+            xxh3.write(bytes);
+        })?;
+        let fits =
+            head.sum.is_empty() || head.sum == xxh3.finish_128().to_be_bytes() || head.sum == md5.finalize().as_slice();
+        if fits { Ok(None) } else { Err(damaged(&format!("the chunk at offset {at} is damaged"))) }
+    }
+
+    /// Hands the bytes of a chunk that is no term to `out`; returns how many there were.
+    pub(super) fn bytes(&self, at: u64, end: u64, budget: &Cell<u64>, out: &mut dyn FnMut(&[u8])) -> Result<u64> {
+        let head = self.chunk_head(at, end, budget)?;
+        self.pour(head.start, head.len, end, out)?;
+        Ok(head.len)
+    }
+}
+
+/// The begin of a chunk.
+struct ChunkHead {
+    /// Where its payload begins.
+    start: u64,
+    len: u64,
+    /// Empty if it has none.
+    sum: Vec<u8>,
+}
+
+/// The body of a document, as it is stored.
+pub(super) struct Body {
+    /// What it is made of.
+    pub(super) term: Vec<u8>,
+    /// Whether it had a checksum, which fits.
+    pub(super) summed: bool,
 }
 
 fn past_end() -> Error {
     damaged("something lies past its end, or past its header")
 }
 
-fn be32(bytes: &[u8]) -> u32 {
+pub(super) fn be32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |four| u32::from_be_bytes(*four))
 }
 
 fn check_sum(sum: &[u8], bytes: &[u8]) -> Result<()> {
-    let fits = sum == Md5::digest(bytes).as_slice() || sum == XxHash3_128::oneshot(bytes).to_be_bytes();
+    // The cheaper one first.
+    let fits = sum == XxHash3_128::oneshot(bytes).to_be_bytes() || sum == Md5::digest(bytes).as_slice();
     if fits { Ok(()) } else { Err(damaged("its checksum does not fit")) }
 }
 

@@ -121,6 +121,11 @@ impl<'a> Cursor<'a> {
         matches!(self.peek(), Some(97 | 98 | 110))
     }
 
+    /// Whether a binary comes next.
+    pub(super) fn at_binary(&self) -> bool {
+        self.peek() == Some(109)
+    }
+
     /// The length of a list whose elements follow. After the last one of a list that is not empty, its tail is to be
     /// skipped.
     pub(super) fn list_begin(&mut self) -> Result<usize> {

@@ -32,7 +32,7 @@ pub(super) struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    fn comes_back(&self, line: &DatabaseLine) -> bool {
+    pub(super) fn comes_back(&self, line: &DatabaseLine) -> bool {
         line.is_whole() && !(self.no_replicator && is_replicator(&line.db))
     }
 
@@ -41,6 +41,11 @@ impl Finish<'_> {
     /// # Errors
     /// `Corrupt` naming what has fewer documents than were captured, or is not there.
     pub(super) async fn run(&self, cx: &Context, restored: &mut Restored) -> Result<()> {
+        verdict(&self.find(cx, restored).await?)
+    }
+
+    /// Rewrites the maps, then compares: what is short, by database, and why.
+    pub(super) async fn find(&self, cx: &Context, restored: &mut Restored) -> Result<BTreeMap<String, String>> {
         self.require_directory()?;
         let node = Node::new(&self.source.config, true)?;
         let who = node.identity().await?;
@@ -62,7 +67,7 @@ impl Finish<'_> {
         let whole =
             self.inventory.databases.values().filter(|line| self.comes_back(line)).count() - self.short_of(&short);
         restored.counts.insert("databases_compared".into(), whole as u64);
-        verdict(&short)
+        Ok(short)
     }
 
     fn short_of(&self, short: &BTreeMap<String, String>) -> usize {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::CouchdbConfig;
@@ -13,6 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// All but what may stand in a URL as it is; the `/` of `user/foo` must not.
 const QUOTED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time in which all documents of one database are read.
+const WHOLE_DATABASE: Duration = Duration::from_secs(24 * 3600);
 /// No answer that is asked for is longer.
 const MAX_ANSWER: usize = 512 << 20;
 
@@ -149,21 +152,59 @@ impl Node {
         counts(&self.ask(Method::GET, &format!("{}/{}", self.url, quote(db)), None).await?)
     }
 
+    /// What it calls itself, in its own configuration.
+    pub(super) async fn uuid(&self) -> Result<Option<String>> {
+        let answer = self.ask(Method::GET, &format!("{}/", self.url), None).await?;
+        Ok(answer["uuid"].as_str().map(str::to_owned))
+    }
+
+    /// Reads every live document of a database; how many there were.
+    ///
+    /// # Errors
+    /// `Failed` when the answer names a document without its content, or does not reach its end.
+    pub(super) async fn read_all(&self, db: &str) -> Result<u64> {
+        let url = format!("{}/{}/_all_docs?include_docs=true", self.url, quote(db));
+        let what = format!("{} {url}", Method::GET);
+        let request = self.request(Method::GET, &url).timeout(WHOLE_DATABASE);
+        let mut answer = request.send().await.map_err(|e| unanswered(&what, e))?;
+        let status = answer.status();
+        let (mut rows, mut line) = (Rows::default(), Vec::new());
+        while let Some(chunk) = answer.chunk().await.map_err(|e| unanswered(&what, e))? {
+            // A document stands on a line of its own.
+            let mut parts = chunk.split(|b| *b == b'\n').peekable();
+            while let Some(part) = parts.next() {
+                line.extend_from_slice(part);
+                if line.len() > MAX_ANSWER {
+                    return Err(Error::new(ErrorKind::Failed, format!("the answer to {what} does not end")));
+                }
+                if parts.peek().is_some() && status.is_success() {
+                    rows.line(&line)?;
+                    line.clear();
+                }
+            }
+        }
+        if !status.is_success() {
+            judge(&what, status, &line)?;
+        }
+        rows.line(&line)?;
+        rows.end()
+    }
+
+    fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        let request = self.client.request(method, url).header("accept", "application/json");
+        match &self.login {
+            Some((user, password)) => request.basic_auth(user, Some(password.expose())),
+            None => request,
+        }
+    }
+
     async fn ask(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
         let what = format!("{method} {url}");
-        let mut request = self.client.request(method, url).header("accept", "application/json");
-        if let Some((user, password)) = &self.login {
-            request = request.basic_auth(user, Some(password.expose()));
-        }
+        let mut request = self.request(method, url);
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        let failed = |e: reqwest::Error| {
-            let e = e.without_url();
-            Error::new(ErrorKind::Unavailable, format!("could not ask the node: {what}"))
-                .caused_by(root_cause(&e))
-                .hint("check that the node runs, and `url` of the service.")
-        };
+        let failed = |e: reqwest::Error| unanswered(&what, e);
         let mut answer = request.send().await.map_err(failed)?;
         let status = answer.status();
         let mut bytes = Vec::new();
@@ -174,6 +215,57 @@ impl Node {
             }
         }
         judge(&what, status, &bytes)
+    }
+}
+
+fn unanswered(what: &str, e: reqwest::Error) -> Error {
+    let e = e.without_url();
+    Error::new(ErrorKind::Unavailable, format!("could not ask the node: {what}"))
+        .caused_by(root_cause(&e))
+        .hint("check that the node runs, and `url` of the service.")
+}
+
+/// The lines of an answer of `_all_docs`.
+#[derive(Debug, Default)]
+struct Rows {
+    found: u64,
+    ended: bool,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    id: Option<String>,
+    #[serde(default)]
+    doc: Option<serde::de::IgnoredAny>,
+    error: Option<String>,
+    reason: Option<String>,
+}
+
+impl Rows {
+    fn line(&mut self, line: &[u8]) -> Result<()> {
+        let text = line.trim_ascii();
+        let text = text.strip_suffix(b",").unwrap_or(text);
+        if text.is_empty() || text.starts_with(b"{\"total_rows\"") {
+            return Ok(());
+        }
+        if text == b"]}" {
+            self.ended = true;
+            return Ok(());
+        }
+        let failed = |what: String| Err(Error::new(ErrorKind::Failed, what));
+        match serde_json::from_slice(text) {
+            Ok(Row { id: Some(_), doc: Some(_), error: None, .. }) => self.found += 1,
+            Ok(Row { error: Some(error), reason, .. }) => {
+                return failed(format!("the node says {error}: {}", reason.unwrap_or_default()));
+            }
+            Ok(Row { id, .. }) => return failed(format!("document {:?} has no content", id.unwrap_or_default())),
+            Err(_) => return failed("the node lists documents in a way that is not known".into()),
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<u64> {
+        if self.ended { Ok(self.found) } else { Err(Error::new(ErrorKind::Failed, "the list of documents breaks off")) }
     }
 }
 
@@ -232,6 +324,24 @@ mod tests {
             quote("shards/00000000-7fffffff/user/a+b$c_d.1"),
             "shards%2F00000000-7fffffff%2Fuser%2Fa%2Bb%24c_d.1"
         );
+    }
+
+    #[test]
+    fn documents_are_counted_and_what_breaks_off_is_told() {
+        let read = |text: &str| {
+            let mut rows = Rows::default();
+            text.split('\n').try_for_each(|line| rows.line(line.as_bytes()))?;
+            rows.end()
+        };
+        let two = "{\"total_rows\":2,\"offset\":0,\"rows\":[\r\n{\"id\":\"a\",\"key\":\"a\",\"value\":{},\"doc\":{\"_id\":\"a\"}},\r\n\
+                   {\"id\":\"b\",\"key\":\"b\",\"value\":{},\"doc\":{}}\r\n]}\n";
+        assert_eq!(read(two).unwrap(), 2);
+        assert!(read(two.trim_end_matches("]}\n")).unwrap_err().message.contains("breaks off"));
+        assert!(
+            read(&two.replace(",\"doc\":{}}", ",\"doc\":null}")).unwrap_err().message.contains("\"b\" has no content")
+        );
+        let broke = two.replace("\r\n]}", "\r\n{\"error\":\"badmatch\",\"reason\":\"x\"}");
+        assert!(read(&broke).unwrap_err().message.contains("badmatch: x"));
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub(super) async fn restore(
 }
 
 /// A point of one node is enough only where that node had everything.
-fn refuse_parts(inventory: &Inventory) -> Result<()> {
+pub(super) fn refuse_parts(inventory: &Inventory) -> Result<()> {
     let there = |db: &str, suffix: &str, range: &str| inventory.shards.contains_key(&shard_path(range, db, suffix));
     let whole = inventory.databases.values().filter(|d| d.is_whole());
     let parts: Vec<&str> =
@@ -113,18 +113,23 @@ fn refuse_parts(inventory: &Inventory) -> Result<()> {
 }
 
 /// What of the archive is extracted, by its inventory.
-struct Wanted {
+pub(super) struct Wanted {
     files: std::collections::BTreeMap<String, (u64, String)>,
     out: BTreeSet<String>,
 }
 
 impl Wanted {
+    /// Without databases that do not come back.
     fn new(inventory: &Inventory, no_replicator: bool) -> Self {
         let out = inventory.databases.values().filter(|d| !d.is_whole() || (no_replicator && is_replicator(&d.db)));
         let out = out.map(|d| format!("{}{}", d.db, d.suffix)).collect();
-        let shards = inventory.shards.values().map(|s| &s.file);
-        let files = inventory.files.values().chain(shards);
-        Self { files: files.map(|f| (f.path.clone(), (f.size, f.blake3.clone()))).collect(), out }
+        Self { out, ..Self::all(inventory) }
+    }
+
+    pub(super) fn all(inventory: &Inventory) -> Self {
+        let files = inventory.files.values().chain(inventory.shards.values().map(|s| &s.file));
+        let files = files.map(|f| (f.path.clone(), (f.size, f.blake3.clone()))).collect();
+        Self { files, out: BTreeSet::new() }
     }
 
     /// Not the members of a cluster, and nothing of databases that do not come back.
@@ -180,7 +185,7 @@ async fn fill(
     outcome
 }
 
-fn extract_wanted(data: impl Read, into: &Path, rules: Rules, wanted: &Wanted) -> Result<Extracted> {
+pub(super) fn extract_wanted(data: impl Read, into: &Path, rules: Rules, wanted: &Wanted) -> Result<Extracted> {
     let mut seen = BTreeSet::new();
     let mut observer = |member: &Member, digest: Option<&blake3::Hash>| {
         wanted.check(member, digest)?;
@@ -270,7 +275,7 @@ async fn config_beside(
 }
 
 /// Refuses to touch the files of a running node.
-async fn refuse_running(node: &Node, target: &Path, own: bool) -> Result<()> {
+pub(super) async fn refuse_running(node: &Node, target: &Path, own: bool) -> Result<()> {
     if own && node.answers().await {
         return Err(Error::new(ErrorKind::Refused, "the node is up, and its files would be replaced")
             .hint("stop it first, let `--start` stop and start it, or restore elsewhere with `--to`."));
@@ -304,7 +309,13 @@ async fn run_command(cx: &Context, what: &str, command: &[String]) -> Result<()>
     })
 }
 
-async fn stop(source: &Couchdb, cx: &Context, node: &Node, target: &Path, wait: Option<Duration>) -> Result<()> {
+pub(super) async fn stop(
+    source: &Couchdb,
+    cx: &Context,
+    node: &Node,
+    target: &Path,
+    wait: Option<Duration>,
+) -> Result<()> {
     if !node.answers().await && user_of(target).is_none() {
         return Ok(());
     }
@@ -320,7 +331,7 @@ async fn stop(source: &Couchdb, cx: &Context, node: &Node, target: &Path, wait: 
     })
 }
 
-async fn start(source: &Couchdb, cx: &Context, node: &Node, wait: Option<Duration>) -> Result<()> {
+pub(super) async fn start(source: &Couchdb, cx: &Context, node: &Node, wait: Option<Duration>) -> Result<()> {
     run_command(cx, "start", &source.config.start).await?;
     let wait = wait.unwrap_or(WAIT);
     let up = async {

@@ -4,8 +4,12 @@
 //! counts what the header claims. Children lie before their parents, because the file is only appended to: a walk
 //! ends, whatever the bytes are.
 
+use std::cell::Cell;
+
 use super::blocks::{Blocks, Header, ReadAt, damaged};
+use super::contents::Contents;
 use super::etf::{Cursor, Term};
+use super::revisions::winner;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Versions of the header that are known: 6 (2.0 to 2.2), 7, 8 (2.3 and newer).
@@ -116,9 +120,9 @@ pub(super) fn inspect_roots<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Fa
     let blocks = Blocks::new(from, len);
     let header = blocks.newest_header()?;
     let (facts, roots) = read_header(&header)?;
-    let mut budget = header.offset;
+    let budget = Cell::new(header.offset);
     for root in roots.id.iter().chain(&roots.seq).chain(&roots.others) {
-        let bytes = blocks.chunk(root.offset, header.offset, &mut budget)?;
+        let bytes = blocks.chunk(root.offset, header.offset, &budget)?;
         let mut skipped = |entry: &mut Cursor<'_>| entry.skip().and_then(|()| entry.skip());
         node(&mut Cursor::new(&bytes)?, root.offset, &mut Vec::new(), &mut skipped)
             .map_err(|e| e.within("the root of a tree is damaged"))?;
@@ -131,18 +135,34 @@ pub(super) fn inspect_roots<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Fa
 /// # Errors
 /// `Corrupt`, with the reason, for a file that CouchDB would not open as it was, or would fail on later.
 pub(super) fn inspect<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Facts> {
+    look(from, len, None)
+}
+
+/// The same, and every document: its body and its attachments against their checksums, and that both trees say the
+/// same of it.
+///
+/// # Errors
+/// As [`inspect`], naming the document.
+pub(super) fn inspect_documents<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<(Facts, Contents)> {
+    let mut contents = Contents::default();
+    let facts = look(from, len, Some(&mut contents))?;
+    Ok((facts, contents))
+}
+
+fn look<R: ReadAt + ?Sized>(from: &R, len: u64, mut contents: Option<&mut Contents>) -> Result<Facts> {
     let blocks = Blocks::new(from, len);
     let header = blocks.newest_header()?;
     let (facts, roots) = read_header(&header)?;
-    let mut walk = Walk { blocks: &blocks, end: header.offset, budget: header.offset };
+    let walk = Walk::new(&blocks, &header);
     let mut found = (0, 0);
     if let Some(root) = &roots.id {
         walk.tree(root.offset, &mut |entry| {
-            entry.skip()?;
-            let arity = entry.tuple()?;
-            entry.skip()?;
-            *(if entry.number()? == 0 { &mut found.0 } else { &mut found.1 }) += 1;
-            (2..arity).try_for_each(|_| entry.skip())
+            let deleted = match &mut contents {
+                Some(contents) => contents.named(entry)?,
+                None => flagged(entry)?,
+            };
+            *(if deleted { &mut found.1 } else { &mut found.0 }) += 1;
+            Ok(())
         })
         .map_err(|e| e.within("its tree of documents is damaged"))?;
     }
@@ -156,41 +176,63 @@ pub(super) fn inspect<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Facts> {
     if let Some(root) = &roots.seq {
         walk.tree(root.offset, &mut |entry| {
             changes += 1;
-            entry.skip()?;
-            entry.skip()
+            match &mut contents {
+                Some(contents) => contents.changed(entry, &walk),
+                None => entry.skip().and_then(|()| entry.skip()),
+            }
         })
         .map_err(|e| e.within("its tree of changes is damaged"))?;
     }
     if changes != found.0 + found.1 {
         return Err(damaged(&format!("it has {} documents and {changes} changes", found.0 + found.1)));
     }
+    if contents.is_some_and(|contents| !contents.agree()) {
+        return Err(damaged("its tree of documents and its tree of changes do not say the same"));
+    }
     for root in &roots.others {
         walk.tree(root.offset, &mut |entry| entry.skip().and_then(|()| entry.skip()))
             .map_err(|e| e.within("a tree of local or purged documents is damaged"))?;
     }
     for at in &roots.terms {
-        let term = blocks.chunk(*at, header.offset, &mut walk.budget)?;
+        let term = blocks.chunk(*at, header.offset, &walk.budget)?;
         Cursor::new(&term)?.skip().map_err(|e| e.within("its security object or properties are damaged"))?;
     }
     Ok(facts)
 }
 
-struct Walk<'a, 'b, R: ReadAt + ?Sized> {
-    blocks: &'a Blocks<'b, R>,
-    end: u64,
-    budget: u64,
+/// Passes over an entry of the tree of documents; whether it is of a deleted one.
+fn flagged(entry: &mut Cursor<'_>) -> Result<bool> {
+    entry.skip()?;
+    let arity = entry.tuple()?;
+    entry.skip()?;
+    let deleted = entry.number()? != 0;
+    (2..arity).try_for_each(|_| entry.skip())?;
+    Ok(deleted)
 }
 
-impl<R: ReadAt + ?Sized> Walk<'_, '_, R> {
+/// The trees of one file.
+pub(super) struct Walk<'a, 'b, R: ReadAt + ?Sized> {
+    pub(super) blocks: &'a Blocks<'b, R>,
+    /// Where the header begins: all that counts lies before it.
+    pub(super) end: u64,
+    /// Bytes that may still be read.
+    pub(super) budget: Cell<u64>,
+}
+
+impl<'a, 'b, R: ReadAt + ?Sized> Walk<'a, 'b, R> {
+    fn new(blocks: &'a Blocks<'b, R>, header: &Header) -> Self {
+        Self { blocks, end: header.offset, budget: Cell::new(header.offset) }
+    }
+
     /// Calls `each` at the key of every entry of every leaf; it reads the key and the value.
-    fn tree(&mut self, root: u64, each: &mut dyn FnMut(&mut Cursor<'_>) -> Result<()>) -> Result<()> {
+    fn tree(&self, root: u64, each: &mut dyn FnMut(&mut Cursor<'_>) -> Result<()>) -> Result<()> {
         // What is to be visited, and the parent before whose begin it lies.
         let mut todo = vec![(root, self.end)];
         while let Some((at, before)) = todo.pop() {
             if at >= before {
                 return Err(damaged(&format!("a node at offset {at} lies behind its parent")));
             }
-            let bytes = self.blocks.chunk(at, self.end, &mut self.budget)?;
+            let bytes = self.blocks.chunk(at, self.end, &self.budget)?;
             let mut cursor = Cursor::new(&bytes)?;
             let named = |e: Error| e.within(format!("the node at offset {at} makes no sense"));
             node(&mut cursor, at, &mut todo, each).map_err(named)?;
@@ -228,7 +270,7 @@ fn node(
     if entries == 0 { Err(damaged("it is empty")) } else { Ok(()) }
 }
 
-fn expect_pair(cursor: &mut Cursor<'_>) -> Result<()> {
+pub(super) fn expect_pair(cursor: &mut Cursor<'_>) -> Result<()> {
     if cursor.tuple()? == 2 { Ok(()) } else { Err(damaged("a pair was expected")) }
 }
 
@@ -246,27 +288,9 @@ pub(super) fn documents<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Vec<Do
     inspect(from, len)?;
     let blocks = Blocks::new(from, len);
     let header = blocks.newest_header()?;
-    let (_, roots) = read_header(&header)?;
-    let mut walk = Walk { blocks: &blocks, end: header.offset, budget: header.offset };
-    let mut found = Vec::new();
-    if let Some(root) = &roots.id {
-        walk.tree(root.offset, &mut |entry| {
-            let id =
-                String::from_utf8(entry.binary()?.to_vec()).map_err(|_| damaged("a document's id is not UTF-8"))?;
-            let arity = entry.tuple()?;
-            entry.skip()?;
-            let deleted = entry.number()? != 0;
-            (3..arity).try_for_each(|_| entry.skip())?;
-            if deleted {
-                entry.skip()?
-            } else {
-                found.push((id, winner(entry)?))
-            }
-            Ok(())
-        })?;
-    }
+    let walk = Walk::new(&blocks, &header);
     let body = |(id, at): (String, u64)| -> Result<Document> {
-        let term = blocks.chunk(at, header.offset, &mut walk.budget)?;
+        let term = blocks.chunk(at, header.offset, &walk.budget)?;
         let summary = Cursor::new(&term)?.term()?;
         let json = match summary.as_tuple().and_then(<[Term]>::first) {
             Some(Term::Binary(packed)) => Cursor::new(&super::blocks::unpack(packed.clone())?)?.term()?.to_json(),
@@ -276,84 +300,28 @@ pub(super) fn documents<R: ReadAt + ?Sized>(from: &R, len: u64) -> Result<Vec<Do
         let body = json.ok_or_else(|| damaged(&format!("document {id:?} cannot be read")))?;
         Ok(Document { id, body })
     };
-    found.into_iter().map(body).collect()
+    live(&header, &walk)?.into_iter().map(body).collect()
 }
 
-/// One revision of a document.
-struct Revision<'a> {
-    /// How many edits led to it.
-    depth: u64,
-    id: &'a [u8],
-    deleted: bool,
-    /// Where its body lies; not known of revisions that were compacted away.
-    body: Option<u64>,
-}
-
-/// Calls `each` with every leaf of a tree of revisions. Without recursion: a document may have been edited often.
-fn leaves<'a>(cursor: &mut Cursor<'a>, each: &mut dyn FnMut(Revision<'a>)) -> Result<()> {
-    let branches = cursor.list_begin()?;
-    for _ in 0..branches {
-        expect_pair(cursor)?;
-        let start = cursor.number()?;
-        // Lists of children that are not at their end: how many are left.
-        let mut open: Vec<usize> = Vec::new();
-        loop {
-            if cursor.tuple()? != 3 {
-                return Err(damaged("a revision makes no sense"));
-            }
-            let id = cursor.binary()?;
-            let value = value(cursor)?;
-            let children = cursor.list_begin()?;
-            if children > 0 {
-                open.push(children);
-                continue;
-            }
-            if let Some((deleted, body)) = value {
-                each(Revision { depth: start.saturating_add(open.len() as u64), id, deleted, body });
-            }
-            while let Some(left) = open.last_mut() {
-                *left -= 1;
-                if *left > 0 {
-                    break;
-                }
-                open.pop();
-                cursor.skip()?;
-            }
-            if open.is_empty() {
-                break;
-            }
+/// The live documents, and where the bodies lie that win.
+fn live<R: ReadAt + ?Sized>(header: &Header, walk: &Walk<'_, '_, R>) -> Result<Vec<(String, u64)>> {
+    let (_, roots) = read_header(header)?;
+    let mut found = Vec::new();
+    let Some(root) = &roots.id else { return Ok(found) };
+    walk.tree(root.offset, &mut |entry| {
+        let id = String::from_utf8(entry.binary()?.to_vec()).map_err(|_| damaged("a document's id is not UTF-8"))?;
+        let arity = entry.tuple()?;
+        entry.skip()?;
+        let deleted = entry.number()? != 0;
+        (3..arity).try_for_each(|_| entry.skip())?;
+        if deleted {
+            entry.skip()?;
+        } else {
+            found.push((id, winner(entry)?));
         }
-    }
-    if branches > 0 { cursor.skip() } else { Ok(()) }
-}
-
-/// `{Deleted, Pointer, Sequence, ...}`, or `[]` for a revision of which only the id is known.
-fn value(cursor: &mut Cursor<'_>) -> Result<Option<(bool, Option<u64>)>> {
-    if !cursor.at_tuple() {
-        cursor.skip()?;
-        return Ok(None);
-    }
-    let arity = cursor.tuple()?;
-    if arity < 2 {
-        return Err(damaged("a revision makes no sense"));
-    }
-    let deleted = cursor.number()? != 0;
-    let body = if cursor.at_number() { Some(cursor.number()?) } else { cursor.skip().map(|()| None)? };
-    (2..arity).try_for_each(|_| cursor.skip())?;
-    Ok(Some((deleted, body)))
-}
-
-/// Where the body of the winning revision lies: of the leaves that are not deleted, the one with the longest history,
-/// then with the greatest id.
-fn winner(cursor: &mut Cursor<'_>) -> Result<u64> {
-    let mut best: Option<Revision<'_>> = None;
-    leaves(cursor, &mut |found| {
-        let better = |b: &Revision<'_>| (b.depth, b.id) < (found.depth, found.id);
-        if !found.deleted && found.body.is_some() && best.as_ref().is_none_or(better) {
-            best = Some(found);
-        }
+        Ok(())
     })?;
-    best.and_then(|b| b.body).ok_or_else(|| damaged("a document has no revision"))
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -398,7 +366,27 @@ mod tests {
 
     fn look(bytes: &[u8]) -> Result<Facts> {
         let _ = documents(&Guarded(bytes), bytes.len() as u64);
-        inspect(&Guarded(bytes), bytes.len() as u64)
+        let trees = inspect(&Guarded(bytes), bytes.len() as u64);
+        let (facts, _) = inspect_documents(&Guarded(bytes), bytes.len() as u64)?;
+        assert_eq!(trees.unwrap(), facts, "what is good with its documents is good without");
+        Ok(facts)
+    }
+
+    fn contents(bytes: &[u8]) -> Result<Contents> {
+        inspect_documents(&Guarded(bytes), bytes.len() as u64).map(|(_, contents)| contents)
+    }
+
+    fn bodies(bytes: &[u8]) -> Vec<(String, u64)> {
+        let blocks = Blocks::new(bytes, bytes.len() as u64);
+        let header = blocks.newest_header().unwrap();
+        live(&header, &Walk::new(&blocks, &header)).unwrap()
+    }
+
+    /// A copy in which one byte is another.
+    fn flipped(bytes: &[u8], at: u64) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[usize::try_from(at).unwrap()] ^= 1;
+        bytes
     }
 
     #[test]
@@ -406,9 +394,102 @@ mod tests {
         for (part, docs) in [("deflated", 200), ("raw", 200), ("xxh", 200), ("user.", 20)] {
             assert_eq!(look(file(part)).unwrap().doc_count, docs, "{part}");
         }
+        // Length, checksum, and a pair of which the first half is packed.
+        let stored = |part: &str| {
+            let (_, at) = bodies(file(part)).remove(7);
+            let chunk = &file(part)[usize::try_from(at).unwrap()..];
+            let len = usize::try_from(super::super::blocks::be32(chunk) & 0x7fff_ffff).unwrap();
+            (chunk[4..20].to_vec(), chunk[20..20 + len].to_vec())
+        };
+        for (part, begin) in [("raw", &[131, 104, 1][..]), ("deflated", &[131, 80]), ("user.", &[1])] {
+            assert!(stored(part).1[8..].starts_with(begin), "{part}: {:?}", stored(part).1);
+        }
+        let (sum, body) = stored("xxh");
+        assert_eq!(sum, twox_hash::XxHash3_128::oneshot(&body).to_be_bytes());
+        let (sum, body) = stored("raw");
+        assert_eq!(sum, <md5::Md5 as md5::Digest>::digest(body).as_slice());
         let maps = documents(file("_dbs"), file("_dbs").len() as u64).unwrap();
         assert_eq!(maps.len(), 11);
         assert!(maps.iter().all(|m| m.body["_id"].is_null() && m.body["by_node"].is_object()), "{}", maps[0].body);
+    }
+
+    #[test]
+    fn a_byte_of_any_document_that_changed_is_found_and_the_document_is_named() {
+        for part in ["deflated", "raw", "xxh", "user."] {
+            let whole = file(part);
+            let all = bodies(whole);
+            assert_eq!(contents(whole).unwrap().bodies, all.len() as u64);
+            for (id, at) in all {
+                // Behind the length and the checksum, which may lie around the begin of a block.
+                let bytes = flipped(whole, at + 23);
+                assert!(inspect(bytes.as_slice(), bytes.len() as u64).is_ok(), "the trees do not tell");
+                let why = contents(&bytes).unwrap_err().chain();
+                assert!(why.contains(&format!("{id:?}")) && why.contains("checksum does not fit"), "{part}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn conflicts_deletions_and_attachments_are_read_too() {
+        let (mut read, mut live, mut attachments) = (0, 0, 0);
+        for (_, bytes) in FILES.iter().filter(|(name, _)| name.contains("/plain.") || name.contains("/foo.")) {
+            let contents = contents(bytes).unwrap();
+            (read, attachments) = (read + contents.bodies, attachments + contents.attachments);
+            live += bodies(bytes).len() as u64;
+        }
+        assert_eq!((read, attachments), (live + 10 + 1, 1), "ten deletions and one loser of a conflict");
+    }
+
+    #[test]
+    fn a_byte_of_an_attachment_that_changed_is_found() {
+        let (whole, at) = FILES
+            .iter()
+            .filter(|(name, _)| name.contains("/foo."))
+            .find_map(|(_, bytes)| {
+                bodies(bytes).into_iter().find(|(id, _)| id == "with-file").map(|(_, at)| (bytes, at))
+            })
+            .unwrap();
+        // Its 9000 bytes were written just before the document.
+        for before in [200, 4500, 8800] {
+            let bytes = flipped(whole, at - before);
+            assert!(inspect(bytes.as_slice(), bytes.len() as u64).is_ok());
+            let why = contents(&bytes).unwrap_err().chain();
+            assert!(why.contains("\"with-file\"") && why.contains("attachment \"a.bin\" is damaged"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_tree_that_names_another_body_is_found() {
+        // The pointer to a body, in the uncompressed node of one tree and not of the other.
+        let whole = file("raw");
+        let all = bodies(whole);
+        let pointer = |at: u64| [&[98][..], &u32::try_from(at).unwrap().to_be_bytes()].concat();
+        let (one, other) = (pointer(all[3].1), pointer(all[4].1));
+        let places: Vec<usize> = whole.windows(5).enumerate().filter(|(_, w)| *w == one).map(|(at, _)| at).collect();
+        assert!(places.len() >= 2, "{places:?}");
+        let mut found = 0;
+        for at in places {
+            let mut bytes = whole.to_vec();
+            bytes[at..at + 5].copy_from_slice(&other);
+            found += u32::from(contents(&bytes).is_err());
+            assert!(inspect(bytes.as_slice(), bytes.len() as u64).is_ok(), "its shape is right");
+        }
+        assert_eq!(found, 2, "those of the newest trees");
+    }
+
+    #[test]
+    fn a_file_cut_at_any_block_is_damaged_or_older() {
+        for (name, whole) in FILES.iter() {
+            let facts = look(whole).unwrap();
+            for cut in (0..whole.len()).step_by(4096).flat_map(|at| [at, at + 1, at + 4095]) {
+                if let Ok(found) = look(&whole[..cut.min(whole.len() - 1)]) {
+                    assert!(
+                        found.header_offset < facts.header_offset || cut as u64 > facts.header_offset,
+                        "{name} {cut}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
