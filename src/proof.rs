@@ -281,7 +281,7 @@ pub fn choose<'a>(
 ) -> Option<&'a str> {
     let weight = |(id, started): &(String, DateTime<Utc>)| {
         let last = proofs.of(id).map(|r| r.finished);
-        let waits = now.signed_duration_since(last.unwrap_or(*started)).num_hours();
+        let waits = now.signed_duration_since(last.unwrap_or(*started)).num_seconds();
         u128::from(u64::try_from(waits).unwrap_or(0) + 1) * if last.is_none() { 4 } else { 1 }
     };
     let total: u128 = points.iter().map(weight).sum();
@@ -393,10 +393,14 @@ mod tests {
             ages in proptest::collection::vec((0_i64..200, 0_i64..200, proptest::bool::ANY), 1..6),
         ) {
             let name = |n: usize| format!("p{n}");
-            let points: Vec<_> =
-                ages.iter().enumerate().map(|(n, (age, ..))| (name(n), now() - TimeDelta::hours(*age))).collect();
+            let before = |seconds: i64| now() - TimeDelta::seconds(seconds);
+            let points: Vec<_> = ages.iter().enumerate().map(|(n, (age, ..))| (name(n), before(*age))).collect();
             let drilled = ages.iter().enumerate().filter(|(_, (.., drilled))| *drilled);
-            let proofs = Proofs::new(drilled.map(|(n, (_, ago, _))| record(&name(n), *ago, Outcome::Proven)));
+            let proofs = Proofs::new(drilled.map(|(n, (_, ago, _))| {
+                let mut made = record(&name(n), 0, Outcome::Proven);
+                (made.started, made.finished) = (before(*ago), before(*ago));
+                made
+            }));
             let waits = |n: usize| {
                 let (age, ago, drilled) = ages[n];
                 if drilled { ago + 1 } else { 4 * (age + 1) }

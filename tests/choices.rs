@@ -47,7 +47,7 @@ fn a_plan_says_what_would_happen_and_changes_nothing() {
     let id = d.ids("local")[0].clone();
     let plan = d.run(&["restore", "blobs", "latest", "--plan"]).ok();
     assert!(plan.contains(&format!("1. blobs: {id}, ")), "{plan}");
-    assert!(plan.contains("takes a time that nobody knows: it was never drilled"), "{plan}");
+    assert!(plan.contains("takes a time that nobody knows: no drill has restored one yet"), "{plan}");
     assert!(plan.contains("there is data: it is moved aside and kept (--replace)"), "{plan}");
     assert!(plan.ends_with(&format!("   backstay restore blobs {id} --replace\n")), "{plan}");
     d.run(&["drill", "blobs"]).ok();

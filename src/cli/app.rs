@@ -1,5 +1,6 @@
 //! What every command is given: where the configuration is, how to print, the clock, the cancellation.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::pipeline::decode::Identities;
-use crate::units::Clock;
+use crate::units::{Bytes, Clock};
 
 /// One run of the program. Cheap to clone; all clones share output and status.
 #[derive(Debug, Clone)]
@@ -157,4 +158,11 @@ impl fmt::Debug for Output {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What was counted, but for what there is none of: `: 1.3 MiB, 70 files`.
+pub(super) fn counted(counts: &BTreeMap<String, u64>) -> String {
+    let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };
+    let counts: Vec<String> = counts.iter().filter(|(_, n)| **n > 0).map(count).collect();
+    if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::DrillArgs;
-use super::app::App;
+use super::app::{App, counted};
 use super::backup::selected;
 use crate::drill::{self, Pick, Report, Wanted};
 use crate::engine::Engine;
@@ -91,15 +91,14 @@ fn show(app: &App, report: &Report) {
         app.emit(&serde_json::Value::Object(fields));
     }
     if record.result == Outcome::Proven {
-        let counts: Vec<String> = record.counts.iter().map(|(k, n)| format!("{n} {k}")).collect();
         let age = human_age((record.started - record.point_started).num_seconds());
         app.say(format!(
-            "{}: proven from {} in {:.1} s ({age} old, {}): {}",
+            "{}: proven from {} in {:.1} s ({age} old, {}){}",
             record.id,
             record.destination,
             record.total_seconds,
             Bytes(record.plain_bytes),
-            counts.join(", ")
+            counted(&record.counts)
         ));
         let s = record.seconds;
         app.say(format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::RestoreArgs;
-use super::app::App;
+use super::app::{App, counted};
 use super::backup::selected;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -121,9 +121,7 @@ fn tell(
         "captured": captured,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
-    let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };
-    let counts: Vec<String> = restored.counts.iter().map(count).collect();
-    let counts = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
+    let counts = counted(&restored.counts);
     app.say(format!("restored into {} in {}{counts}", restored.target, human_age(seconds)));
     let told = |old: &Path| restored.notes.iter().any(|n| n.contains(&*old.to_string_lossy()));
     if let Some(old) = restored.old_data.as_ref().filter(|old| !told(old)) {
@@ -201,7 +199,7 @@ fn show_plan(
             app.say("   needs thaw, which takes a store hours: it lies in an archive class. For each object:");
             plan.thaw.iter().for_each(|command| app.say(format!("     {command}")));
         }
-        None => app.say("   takes a time that nobody knows: it was never drilled"),
+        None => app.say("   takes a time that nobody knows: no drill has restored one yet"),
     }
     if let Some(free) = plan.free_bytes {
         app.say(format!("   {} are free there", Bytes(free)));
