@@ -1,6 +1,6 @@
 # What the restore scripts of all kinds share: where points are, fetching one, checking it, opening its artefacts.
 # It is sourced, lies beside the scripts, and needs bash 4, GNU coreutils, tar, jq, and for what is stored: zstd or
-# gzip, and age. From a bucket: the aws program, or curl 7.75 or newer.
+# gzip, and age. From a bucket: the aws program, curl 7.75 or newer, or s3cmd.
 # shellcheck shell=bash disable=SC2034 # the scripts that source this use what it sets
 
 set -euo pipefail
@@ -9,6 +9,10 @@ export LC_ALL=C
 COMMAND='' SOURCE='' POINT=latest
 TARGET='' IDENTITY='' WORK='' OWNER='' YES=no DRY_RUN=no REPLACE=no
 WORK_IS_OURS=no
+# The program that reads buckets; empty = the first that suits.
+WITH=''
+# What --replace does.
+REPLACES='allow a target that holds data: it is moved aside, and kept'
 # Set by fetch_point: a directory on this machine with the point's objects.
 DIR=''
 
@@ -40,14 +44,16 @@ Usage: $SCRIPT list SOURCE
 
 SOURCE is the directory of a service's restore points, the directory of one point, or s3://BUCKET/PREFIX/HOST/SERVICE
 (with versioned keys: s3://BUCKET/PREFIX/SERVICE_CADENCE_HOST, where a point is the id of a version of manifest.json).
-For a bucket, keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the aws program's own ways), the server from
-AWS_ENDPOINT_URL and the region from AWS_REGION.
+For a bucket, keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the own ways of aws and s3cmd), the server from
+AWS_ENDPOINT_URL and the region from AWS_REGION. Without keys, SOURCE is a file with a presigned URL per line, of each object of a
+point.
 
 Options of restore:
 $OPTIONS
   --identity FILE   private age key, for an encrypted point
   --work DIR        where a point from a bucket is put first; it stays there (default: a temporary directory)
-  --replace         allow a target that holds data: it is moved aside, and kept
+  --with PROGRAM    what reads the bucket: aws, curl or s3cmd (default: aws; without it curl, if there are keys)
+  --replace         $REPLACES
   --dry-run         check the point, say what would be done, and do nothing
   --yes             really do it; nothing is ever asked
 EOF
@@ -70,13 +76,17 @@ parse() {
       --yes) YES=yes ;;
       --dry-run) DRY_RUN=yes ;;
       --replace) REPLACE=yes ;;
-      --to | --identity | --work | --owner)
+      --to | --identity | --work | --owner | --with)
         [[ $# -gt 1 ]] || die 64 "$1 needs a value"
         case $1 in
           --to) TARGET=$2 ;;
           --identity) IDENTITY=$2 ;;
           --work) WORK=$2 ;;
           --owner) OWNER=$2 ;;
+          --with)
+            [[ $2 =~ ^(aws|curl|s3cmd)$ ]] || die 64 "--with takes aws, curl or s3cmd"
+            WITH=$2
+            ;;
         esac
         shift
         ;;
@@ -130,14 +140,52 @@ s3_curl() {
     "${endpoint%/}/$(urlencode "$(bucket)")$path${query:+?$query}"
 }
 
+# choose_program: sets WITH.
+choose_program() {
+  if [[ -z $WITH ]]; then
+    WITH=curl
+    if command -v aws >/dev/null; then
+      WITH=aws
+    elif [[ -z ${AWS_ACCESS_KEY_ID:-} ]] && command -v s3cmd >/dev/null; then
+      WITH=s3cmd
+    fi
+  fi
+  need "$WITH"
+  if is_versioned && [[ $WITH == s3cmd ]]; then
+    die 64 "s3cmd cannot read versions of keys" "use another program: --with curl."
+  fi
+}
+
+# s3_aws COMMAND..: older aws programs do not read these variables by themselves.
+s3_aws() {
+  aws s3api ${AWS_ENDPOINT_URL:+--endpoint-url "$AWS_ENDPOINT_URL"} ${AWS_REGION:+--region "$AWS_REGION"} "$@"
+}
+
+s3_s3cmd() {
+  local words=(--no-progress) host=${AWS_ENDPOINT_URL:-}
+  if [[ -n $host ]]; then
+    if [[ $host == http://* ]]; then words+=(--no-ssl); fi
+    host=${host#*://}
+    words+=(--host="${host%%/*}" --host-bucket="${host%%/*}")
+  fi
+  s3cmd "${words[@]}" ${AWS_REGION:+--region="$AWS_REGION"} "$@"
+}
+
 # s3_keys PREFIX: all keys below it.
 s3_keys() {
-  if command -v aws >/dev/null; then
-    aws s3api list-objects-v2 --bucket "$(bucket)" --prefix "$1" --output json --query 'Contents[].Key' |
-      jq -r '.[]?' || die 69 "could not list the bucket $(bucket)"
-    return
-  fi
-  need curl
+  case $WITH in
+    aws)
+      s3_aws list-objects-v2 --bucket "$(bucket)" --prefix "$1" --output json --query 'Contents[].Key' |
+        jq -r '.[]?' || die 69 "could not list the bucket $(bucket)"
+      return
+      ;;
+    s3cmd)
+      # No key of a point has a space.
+      s3_s3cmd ls --recursive "s3://$(bucket)/$1" | awk -v own="s3://$(bucket)/" '{ print substr($4, length(own) + 1) }' ||
+        die 69 "could not list the bucket $(bucket)"
+      return
+      ;;
+  esac
   local after='' page keys
   while :; do
     page=$(s3_curl '' "list-type=2&prefix=$(urlencode "$1")${after:+&start-after=$(urlencode "$after")}") ||
@@ -151,11 +199,10 @@ s3_keys() {
 
 # s3_versions KEY: its versions, oldest first: id, tab, time.
 s3_versions() {
-  if command -v aws >/dev/null; then
-    aws s3api list-object-versions --bucket "$(bucket)" --prefix "$1" --output json |
+  if [[ $WITH == aws ]]; then
+    s3_aws list-object-versions --bucket "$(bucket)" --prefix "$1" --output json |
       jq -r --arg key "$1" '.Versions[]? | select(.Key == $key) | [.VersionId, .LastModified] | @tsv'
   else
-    need curl
     s3_curl '' "prefix=$(urlencode "$1")&versions=" | sed 's/<Version>/\n&/g' | grep -F "<Key>$1</Key>" | grep '^<Version>' |
       sed 's|.*<VersionId>\([^<]*\)</VersionId>.*<LastModified>\([^<]*\)</LastModified>.*|\1\t\2|' || true
   fi | sort -t $'\t' -k 2
@@ -163,12 +210,11 @@ s3_versions() {
 
 # s3_get KEY VERSION FILE
 s3_get() {
-  if command -v aws >/dev/null; then
-    aws s3api get-object --bucket "$(bucket)" --key "$1" ${2:+--version-id "$2"} "$3" >/dev/null
-  else
-    need curl
-    s3_curl "/$(urlencode "$1" /)" "${2:+versionId=$(urlencode "$2")}" --output "$3"
-  fi || die 69 "could not fetch $1 from the bucket $(bucket)"
+  case $WITH in
+    aws) s3_aws get-object --bucket "$(bucket)" --key "$1" ${2:+--version-id "$2"} "$3" >/dev/null ;;
+    s3cmd) s3_s3cmd get --quiet --force "s3://$(bucket)/$1" "$3" ;;
+    *) s3_curl "/$(urlencode "$1" /)" "${2:+versionId=$(urlencode "$2")}" --output "$3" ;;
+  esac || die 69 "could not fetch $1 from the bucket $(bucket)"
 }
 
 # ---- points ----
@@ -193,6 +239,8 @@ point_ids() {
 
 list_points() {
   local ids
+  [[ ! -f $SOURCE ]] || die 64 "there is no list of the points behind presigned URLs" "restore the one that they are of."
+  if [[ $SOURCE == s3://* ]]; then choose_program; fi
   ids=$(point_ids)
   [[ -n $ids ]] || die 66 "there are no restore points in $SOURCE" "name the folder of the service: it has a folder per point."
   if is_versioned && [[ $COMMAND == list ]]; then s3_versions "$(prefix)/manifest.json"; else say "$ids"; fi
@@ -210,6 +258,11 @@ fetch_point() {
     DIR=$SOURCE
     return
   fi
+  if [[ -f $SOURCE ]]; then
+    fetch_urls
+    return
+  fi
+  if [[ $SOURCE == s3://* ]]; then choose_program; fi
   if [[ $POINT == latest ]]; then
     POINT=$(list_points | tail -n 1) || exit $?
   fi
@@ -219,6 +272,12 @@ fetch_point() {
     [[ -f $DIR/manifest.json ]] || die 66 "there is no restore point $POINT in $SOURCE" "see: $SCRIPT list $SOURCE"
     return
   fi
+  make_work
+  if is_versioned; then fetch_versions; else fetch_objects "$(prefix)/$POINT/"; fi
+}
+
+# make_work: a directory for what is fetched.
+make_work() {
   if [[ -z $WORK ]]; then
     WORK=$(mktemp -d)
     WORK_IS_OURS=yes
@@ -226,7 +285,27 @@ fetch_point() {
   DIR=$WORK/$POINT
   mkdir -p -- "$DIR"
   chmod 700 -- "$DIR"
-  if is_versioned; then fetch_versions; else fetch_objects "$(prefix)/$POINT/"; fi
+}
+
+# fetch_urls: whoever sees a presigned URL can use it, so none is ever an argument.
+fetch_urls() {
+  local url name
+  need curl
+  POINT=point
+  make_work
+  while IFS= read -r url || [[ -n $url ]]; do
+    [[ $url =~ ^https?://[^[:space:]\"\\]+$ ]] || die 64 "a line of $SOURCE is not a URL"
+    name=${url%%\?*}
+    name=${name##*/}
+    printf -v name '%b' "${name//%/\\x}"
+    [[ $name =~ ^[A-Za-z0-9._%~-]+$ && $name != .* ]] || die 64 "a URL names a file that makes no sense: $name"
+    say "fetching $name"
+    printf 'url = "%s"\n' "$url" |
+      curl --config - --silent --show-error --fail --retry 3 --output "$DIR/$name" ||
+      die 69 "could not fetch $name" "the URL may have expired: ask for a new one."
+  done <"$SOURCE"
+  [[ -f $DIR/manifest.json && -f $DIR/SHA256SUMS ]] ||
+    die 66 "the URLs are not those of a whole point" "every object of its folder is needed, manifest.json and SHA256SUMS too."
 }
 
 # What one version of the manifest names, each in its own version.

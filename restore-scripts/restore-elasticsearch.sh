@@ -6,11 +6,11 @@ OPTIONS='  --url URL            the cluster, such as http://127.0.0.1:9200
   --login FILE         a configuration file of curl with the line: user = "NAME:PASSWORD"
   --index NAME         only this index or data stream; may be given several times (default: all but those with a dot)
   --rename-prefix P    restore beside what is there: each index gets a name that begins with P
-  --repository NAME    take the snapshot in this repository (default: the first that has all)
-Over indices that are there, --replace is needed: they are deleted after the same snapshot was restored under other names
-and counted. That needs room for both.'
+  --repository NAME    take the snapshot in this repository (default: the first that has all)'
 # shellcheck source=restore-scripts/common.sh
 . "$(dirname "$0")/common.sh"
+REPLACES='allow indices that are there: they are deleted once the new ones were restored beside them and counted,
+                    which needs room for both'
 
 URL='' PREFIX='' REPOSITORY='' SNAPSHOT='' STATE='' PROBLEMS=()
 ONLY=()

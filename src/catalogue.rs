@@ -57,6 +57,8 @@ pub struct Point {
     pub gone: Vec<String>,
     /// Why it could not be found out whether these snapshots are there; empty = they are, or it has none.
     pub unseen: Vec<String>,
+    /// What of it lies in an archive class and must be thawed before it can be read.
+    pub archived: Vec<Location>,
 }
 
 /// An artefact that is not there as its manifest says. Shown as `data.tar.zst (missing)` or
@@ -144,6 +146,9 @@ pub async fn read(place: &Place, host: &str, service: &str) -> Result<Catalogue>
         }
         ours
     });
+    for point in catalogue.points.iter_mut().filter(|p| !p.archived.is_empty()) {
+        look_for_thawed(place, point).await;
+    }
     catalogue.points.sort_by(|a, b| (a.manifest.started, &a.manifest.id).cmp(&(b.manifest.started, &b.manifest.id)));
     Ok(catalogue)
 }
@@ -152,6 +157,7 @@ async fn fetch(place: &Place, at: &Location) -> Result<Result<Manifest>> {
     let bytes = match get_small(place.destination.as_ref(), at, MANIFEST_LIMIT).await {
         Ok(bytes) => bytes,
         Err(err) if err.kind == ErrorKind::Corrupt => return Ok(Err(err)),
+        Err(err) if err.kind == ErrorKind::Archived => return Ok(Err(err.within("its manifest needs thaw"))),
         Err(err) => return Err(err),
     };
     let text =
@@ -224,7 +230,29 @@ fn point(manifest: Manifest, manifest_at: Location, folder: String, objects: &[O
     let missing = missing(&manifest, objects, |at, o| {
         !o.delete_marker && at.version.as_ref().is_none_or(|v| o.location.version.as_ref() == Some(v))
     });
-    Point { manifest: Arc::new(manifest), manifest_at, folder, missing, gone: Vec::new(), unseen: Vec::new() }
+    found(manifest, manifest_at, folder, missing, objects)
+}
+
+/// A point of whose snapshots nothing is known yet.
+fn found(m: Manifest, manifest_at: Location, folder: String, missing: Vec<Missing>, objects: &[ObjectMeta]) -> Point {
+    let archived = |at: &&Location| {
+        let same =
+            |o: &&ObjectMeta| o.location.key == at.key && (at.version.is_none() || o.location.version == at.version);
+        objects.iter().find(same).is_some_and(|o| o.archived)
+    };
+    let archived = m.artefacts.iter().map(|a| &a.location).chain(&m.sums).filter(archived).cloned().collect();
+    Point { manifest: Arc::new(m), manifest_at, folder, missing, gone: Vec::new(), unseen: Vec::new(), archived }
+}
+
+/// A listing does not say what was thawed.
+async fn look_for_thawed(place: &Place, point: &mut Point) {
+    let frozen = |at: Location| async move {
+        let found = place.destination.head(&at).await;
+        found.ok().flatten().is_none_or(|o| o.archived).then_some(at)
+    };
+    let archived = std::mem::take(&mut point.archived);
+    point.archived =
+        futures_util::stream::iter(archived).map(frozen).buffered(8).filter_map(std::future::ready).collect().await;
 }
 
 /// What is not among `objects` with its length; `is_it` says of one with the right key whether it is the right one.
@@ -292,7 +320,7 @@ fn versioned_point(m: Manifest, at: Location, folder: String, objects: &[ObjectM
     }
     // Only newest versions are visible: their lengths still tell a missing or truncated newest artefact.
     let missing = missing(&m, objects, |_, _| true);
-    Point { manifest: Arc::new(m), manifest_at: at, folder, missing, gone: Vec::new(), unseen: Vec::new() }
+    found(m, at, folder, missing, objects)
 }
 
 /// Hosts and their services found at `place`.

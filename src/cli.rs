@@ -262,7 +262,7 @@ pub struct RestoreArgs {
     /// Directory to restore into; the service's own place without it
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
-    /// Allow a target that holds data: it is moved aside, and kept, before anything is restored
+    /// Allow a target that holds data: it is moved aside, and kept; indices are deleted, once the new ones were counted
     #[arg(long)]
     pub replace: bool,
     /// Owner of everything that is restored
@@ -392,7 +392,9 @@ pub struct AcceptArgs {
   backstay prune --dry-run       what would be removed, what is kept, and why
   backstay prune postgres
   backstay prune postgres --point postgres_production_manual_2026_11_20_101500
-                                 this one only, such as a manual point that is no longer wanted")]
+                                 this one only, such as a manual point that is no longer wanted
+  backstay prune --legacy-older-than 90d --dry-run
+                                 what the older system left")]
 pub struct PruneArgs {
     /// Services; all without it
     #[arg(value_name = "SERVICE")]
@@ -400,6 +402,10 @@ pub struct PruneArgs {
     /// Remove this restore point and no other, whatever retention says; never the last complete one
     #[arg(long, value_name = "ID")]
     pub point: Option<String>,
+    /// Remove backups of commcare-cloud that are older than this, such as 90d, and nothing else; never before there is a
+    /// complete restore point at the same place
+    #[arg(long, value_name = "AGE", conflicts_with = "point")]
+    pub legacy_older_than: Option<Span>,
     /// Only at this destination; `local` is the service's own directory
     #[arg(long, value_name = "DEST")]
     pub from: Option<String>,

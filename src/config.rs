@@ -209,7 +209,7 @@ pub struct Compression {
     /// `zstd`, `gzip` or `none`.
     #[serde(default = "default_algorithm")]
     pub algorithm: Algorithm,
-    /// zstd 1 to 19 (default 3), gzip 1 to 12 (default 6). What looks random is compressed at zstd level 1 if there are several threads.
+    /// zstd 1 to 19 (default 3), gzip 1 to 12 (default 6).
     #[serde(default)]
     pub level: Option<i32>,
     /// Threads per artefact; default: the number of CPUs, at most 4.

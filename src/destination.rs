@@ -52,6 +52,8 @@ pub struct ObjectMeta {
     pub latest: bool,
     /// Whether this is a delete marker (length 0).
     pub delete_marker: bool,
+    /// Whether it lies in an archive class. A listing does not say whether it has been thawed since; `head` does.
+    pub archived: bool,
 }
 
 /// How a key is used.
@@ -101,6 +103,11 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Whether the store keeps versions even though keys are write-once: deleting then needs version ids.
     async fn keeps_versions(&self) -> Result<bool> {
         Ok(false)
+    }
+    /// The command that thaws an object of an archive class, where there are such classes.
+    fn thaw_command(&self, at: &Location) -> Option<String> {
+        let _ = at;
+        None
     }
     /// Aborts unfinished uploads under `prefix` that began before `before`; how many.
     async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64> {

@@ -20,7 +20,7 @@ use crate::lock::Lock;
 use crate::manifest::Manifest;
 use crate::pipeline::decode::{self, Identities};
 use crate::proof::{FORMAT_VERSION, Outcome, Record};
-use crate::restore::Chosen;
+use crate::restore::{self, Chosen};
 use crate::source::{Context, DrillRequest, Drilled, PointReader, Seconds, Source, Stopwatch};
 
 use choice::Candidate;
@@ -127,6 +127,7 @@ impl Drill<'_> {
                 .caused_by(chosen.point.lacks().join(", ")));
         }
         self.suits(manifest)?;
+        restore::require_thawed(&chosen.place, &chosen.point)?;
         let identities = self.identities(manifest)?;
         check_sums(chosen, meter).await?;
         let config = self.engine.service(self.service)?;

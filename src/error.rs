@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Denied,
     /// Down, slow or failing in a way that another try may help.
     Unavailable,
+    /// It lies in an archive class of its store, and can be read only once it was thawed.
+    Archived,
     /// A program or a server did its work and failed: another try will not help by itself.
     Failed,
     /// Another run holds the lock.
@@ -55,7 +57,7 @@ impl ErrorKind {
             Self::Usage => 64,
             Self::Corrupt => 65,
             Self::NotFound => 66,
-            Self::Unavailable | Self::Failed => 69,
+            Self::Unavailable | Self::Archived | Self::Failed => 69,
             Self::Internal => 70,
             Self::Refused | Self::AlreadyExists => 73,
             Self::Busy => 75,

@@ -135,7 +135,7 @@ fn restore_md(point: &Manifest, way: Option<&Way>, places: &[String], versioned:
         "programs": programs(&data, way, encrypted), "facts": facts(point), "warnings": point.warnings, "places": places,
         "versioned": versioned, "encrypted": encrypted, "recipients": recipients.join("`, `"), "options": options,
         "script": way.and_then(|w| w.script).map(|(name, _)| format!("{name}.sh")),
-        "tablespaces": tablespaces, "dumps": dumps, "major": major,
+        "archive": data.iter().any(|a| a.plain_name() == "data.tar"), "tablespaces": tablespaces, "dumps": dumps, "major": major,
         "artefacts": data.iter().map(|a| json!({"name": a.name, "meaning": meaning(a),
             "stored_bytes": a.stored_bytes, "plain_bytes": a.plain_bytes})).collect::<Vec<_>>(),
     });

@@ -9,6 +9,8 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use crate::destination::PutMode;
 use crate::units::{Cadence, is_name};
 
+pub mod legacy;
+
 /// Name of the status file in a `backup_dir`.
 pub const STATUS_FILE: &str = "s3_backup_status.txt";
 

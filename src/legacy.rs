@@ -1,4 +1,6 @@
-//! The cron files and scripts of commcare-cloud, which Backstay replaces. They remove old backups by name, with
+//! What commcare-cloud left, which Backstay replaces: its cron files and scripts here, its backups in [`points`].
+//!
+//! The scripts remove old backups by name, with
 //! `find -delete`; names of restore points match those patterns. So nothing is backed up on a host that still has them.
 
 use std::fs;
@@ -6,6 +8,8 @@ use std::io::ErrorKind as Io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+
+pub mod points;
 
 /// What starts the old scripts.
 const CRON_FILES: &[&str] = &["backup_postgres", "backup_couch", "backup_blobdb", "create_es_snapshot"];

@@ -379,11 +379,42 @@ mod tests {
         assert_eq!(protect(&[a, b, record("c", 1, Outcome::Proven)]), [""; 0]);
     }
 
-    #[test]
-    fn every_point_is_visited_in_time_though_new_ones_arrive_faster_than_drills() {
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(24))]
+        #[test]
+        fn every_point_is_visited_in_time_whatever_the_dice_say(seed: u64) {
+            let visits = visits_of_the_yearly_point(seed);
+            proptest::prop_assert!((4..100).contains(&visits), "it was visited {visits} times");
+        }
+
+        /// By its numbers alone: each point has some of them, and one that waits longer has more.
+        #[test]
+        fn who_waits_longer_has_the_better_chance(
+            ages in proptest::collection::vec((0_i64..200, 0_i64..200, proptest::bool::ANY), 1..6),
+        ) {
+            let name = |n: usize| format!("p{n}");
+            let points: Vec<_> =
+                ages.iter().enumerate().map(|(n, (age, ..))| (name(n), now() - TimeDelta::hours(*age))).collect();
+            let drilled = ages.iter().enumerate().filter(|(_, (.., drilled))| *drilled);
+            let proofs = Proofs::new(drilled.map(|(n, (_, ago, _))| record(&name(n), *ago, Outcome::Proven)));
+            let waits = |n: usize| {
+                let (age, ago, drilled) = ages[n];
+                if drilled { ago + 1 } else { 4 * (age + 1) }
+            };
+            let total: i64 = (0..ages.len()).map(waits).sum();
+            let mut chances = vec![0; ages.len()];
+            for random in 0..u64::try_from(total).unwrap() {
+                let id = choose(&points, &proofs, now(), random).unwrap();
+                chances[points.iter().position(|(p, _)| p == id).unwrap()] += 1;
+            }
+            proptest::prop_assert_eq!(chances, (0..ages.len()).map(waits).collect::<Vec<_>>());
+        }
+    }
+
+    /// 1500 days with a new point each, of which 30 are kept, and a drill a week.
+    fn visits_of_the_yearly_point(mut random: u64) -> usize {
         let mut points: Vec<(String, DateTime<Utc>)> = Vec::new();
         let mut records = Vec::new();
-        let mut random: u64 = 42;
         let mut day = now();
         points.push(("yearly".into(), day));
         for n in 0..1500_i64 {
@@ -399,8 +430,11 @@ mod tests {
                 records.push(made);
             }
         }
-        let visits = records.iter().filter(|r| r.id == "yearly").count();
-        assert!((4..100).contains(&visits), "the yearly point was visited {visits} times in {} drills", records.len());
+        records.iter().filter(|r| r.id == "yearly").count()
+    }
+
+    #[test]
+    fn of_no_points_none_is_chosen() {
         assert_eq!(choose(&[], &Proofs::default(), now(), 7), None);
     }
 

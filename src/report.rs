@@ -107,6 +107,8 @@ pub struct PointReport {
     pub plain_bytes: u64,
     /// `complete`, `suspect`, `incomplete`, or `unknown` when its store could not be asked.
     pub state: String,
+    /// Whether it lies in an archive class and must be thawed before it can be read.
+    pub needs_thaw: bool,
     /// Whether it is encrypted.
     pub encrypted: bool,
     /// Whether retention keeps it.
@@ -229,6 +231,7 @@ async fn place_report(
                 stored_bytes: m.stored_bytes(),
                 plain_bytes: m.plain_bytes(),
                 state: state.to_owned(),
+                needs_thaw: !p.archived.is_empty(),
                 encrypted: m.artefacts.iter().any(|a| !a.recipients.is_empty()),
                 kept,
                 reason,

@@ -13,12 +13,13 @@ use crate::drill::records;
 use crate::engine::{Engine, LOCAL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
+use crate::legacy::points::{self, Legacy};
 use crate::lock::Lock;
 use crate::manifest::{Artefact, State};
 use crate::monitor::Monitor;
 use crate::pipeline::decode::{self, Identities};
 use crate::retention::is_future;
-use crate::source::{ArtefactReader, OpenArtefact, PointReader, RestoreRequest, Restored};
+use crate::source::{ArtefactReader, Context, OpenArtefact, PointReader, RestoreRequest, Restored};
 
 /// Which point is wanted.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +62,9 @@ pub async fn choose(engine: &Engine, service: &str, wanted: &Selection) -> Resul
     let candidates: Vec<&Chosen> = found.iter().filter(|c| usable(&c.point)).collect();
     let newest = candidates.iter().map(|c| c.point.manifest.started).max();
     let best = candidates.iter().filter(|c| Some(c.point.manifest.started) == newest);
-    if let Some(chosen) = best.clone().find(|c| c.point.is_whole()) {
+    let whole =
+        |readable: bool| best.clone().find(move |c| c.point.is_whole() && c.point.archived.is_empty() == readable);
+    if let Some(chosen) = whole(true).or_else(|| whole(false)) {
         return Ok((*chosen).clone());
     }
     if let Some(damaged) = best.clone().next() {
@@ -172,6 +175,26 @@ impl Drop for Ended {
     }
 }
 
+/// Refuses a point that cannot be read now.
+///
+/// # Errors
+/// `Archived`, with what to do.
+pub fn require_thawed(place: &Place, point: &Point) -> Result<()> {
+    let Some(first) = point.archived.first() else { return Ok(()) };
+    let (id, n) = (&point.manifest.id, point.archived.len());
+    let message =
+        format!("restore point {id} needs thaw: {n} of its objects lie in an archive class at {}", place.name());
+    let err = Error::new(ErrorKind::Archived, message);
+    Err(match place.destination.thaw_command(first) {
+        Some(command) => err.hint(format!(
+            "thaw each object, and try again when that is done, hours later: `{command}`; \
+             `backstay restore {} {id} --plan` prints the command for each.",
+            point.manifest.service
+        )),
+        None => err,
+    })
+}
+
 /// A point opened for reading.
 pub fn open(engine: &Engine, chosen: &Chosen) -> PointReader {
     let from = FromPlace {
@@ -265,18 +288,10 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
         return Err(Error::new(ErrorKind::Config, format!("restore point {} is built on {base}", manifest.id))
             .hint("upgrade backstay on this host: this version restores full points only."));
     }
-    let _lock = lock(engine, service, request.to.as_deref())?;
-    let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
-    let cancel = engine.cancel.child_token();
-    let cx = engine.context(service, cancel.clone(), workdir.clone())?;
+    require_thawed(&chosen.place, &chosen.point)?;
     let reader = open(engine, chosen);
-    let outcome = tokio::select! {
-        done = source.restore(&cx, &reader, request) => done,
-        () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
-            .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
-    };
-    let _ = std::fs::remove_dir_all(workdir);
-    outcome.map_err(|e| {
+    let work = async |cx: Context| source.restore(&cx, &reader, request).await;
+    alone(engine, service, request, work).await.map_err(|e| {
         let next = e.hint.is_none().then(|| {
             format!("other points: `backstay restore {service}`; what would happen: `backstay restore {service} {} --plan`.", manifest.id)
         });
@@ -286,6 +301,45 @@ pub async fn restore(engine: &Engine, service: &str, chosen: &Chosen, request: &
             None => e,
         }
     })
+}
+
+/// Does the work of a restore under its lock, in a scratch directory, until it is stopped.
+async fn alone(
+    engine: &Engine,
+    service: &str,
+    request: &RestoreRequest,
+    work: impl AsyncFnOnce(Context) -> Result<Restored>,
+) -> Result<Restored> {
+    let _lock = lock(engine, service, request.to.as_deref())?;
+    let workdir = engine.service_dir(service).join(format!("restore-{}", std::process::id()));
+    let cancel = engine.cancel.child_token();
+    let cx = engine.context(service, cancel.clone(), workdir.clone())?;
+    let outcome = tokio::select! {
+        done = work(cx) => done,
+        () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")
+            .hint("the old data is where it was; remove what is unfinished beside the target: `*.backstay-restore` or `*backstay-partial*`.")),
+    };
+    let _ = std::fs::remove_dir_all(workdir);
+    outcome
+}
+
+/// Restores a backup that commcare-cloud made.
+///
+/// # Errors
+/// As [`restore`].
+pub async fn restore_legacy(
+    engine: &Engine,
+    service: &str,
+    (place, legacy): (&Place, &Legacy),
+    request: &RestoreRequest,
+) -> Result<Restored> {
+    let source = engine.source(service)?;
+    let work = async |cx: Context| {
+        let reader = points::open(place, legacy).await?;
+        source.restore_legacy(&cx, reader, request).await
+    };
+    let outcome = alone(engine, service, request, work).await;
+    outcome.map_err(|e| e.within(format!("could not restore {} from {}", legacy.id, place.name())))
 }
 
 /// What a restore would do.
@@ -301,6 +355,8 @@ pub struct Plan {
     pub expected_seconds: Option<f64>,
     /// What would make it fail.
     pub obstacles: Vec<String>,
+    /// The commands that make it readable, if it lies in an archive class.
+    pub thaw: Vec<String>,
     /// The command that does it.
     pub command: String,
 }
@@ -346,7 +402,9 @@ pub async fn plan(engine: &Engine, service: &str, chosen: &Chosen, request: &Res
     plan.command = command;
     let places = engine.places(service)?;
     let proofs = records::all(engine, service, &manifest.host, &places).await;
-    plan.expected_seconds = proofs.expected_seconds(manifest.plain_bytes());
+    plan.thaw = chosen.point.archived.iter().filter_map(|at| chosen.place.destination.thaw_command(at)).collect();
+    // How long a store takes to thaw nobody measured.
+    plan.expected_seconds = if plan.thaw.is_empty() { proofs.expected_seconds(manifest.plain_bytes()) } else { None };
     Ok(plan)
 }
 

@@ -71,6 +71,11 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// Writes a restore point into the target that `request` names. Refuses a target that holds data unless
     /// `request.replace`; the old data stays until the new is whole.
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored>;
+    /// Writes a backup that commcare-cloud made of such a store, as [`Source::restore`] does: nothing captured is known
+    /// that it could be compared with.
+    async fn restore_legacy(&self, _: &Context, legacy: LegacyReader, _: &RestoreRequest) -> Result<Restored> {
+        Err(Error::new(ErrorKind::Usage, format!("{:?} is no backup of {}", legacy.name, self.kind())))
+    }
     /// Reads a point back and checks that it is what this store's own tools accept. Needs no running server.
     /// Reading to the end already checks digests.
     async fn verify(&self, cx: &Context, point: &PointReader) -> Result<Verified>;
@@ -208,6 +213,25 @@ impl PointReader {
     /// Opens one artefact.
     pub async fn open(&self, artefact: &Artefact) -> Result<ArtefactReader> {
         self.from.open(artefact).await
+    }
+}
+
+/// A backup that commcare-cloud made, opened for reading.
+pub struct LegacyReader {
+    /// Its file name.
+    pub name: String,
+    /// A dump of PostgreSQL; otherwise a tar of the data directory, with its path: see
+    /// [`crate::pipeline::extract::extract_stripped`].
+    pub is_dump: bool,
+    /// Stored length: less than what it unpacks to.
+    pub stored_bytes: u64,
+    /// Its plain bytes. The last read fails if it is damaged or cut off.
+    pub plain: ArtefactReader,
+}
+
+impl fmt::Debug for LegacyReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LegacyReader({:?})", self.name)
     }
 }
 

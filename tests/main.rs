@@ -26,6 +26,7 @@ mod formats;
 mod hostile;
 mod kill;
 mod layers;
+mod legacy;
 mod list;
 mod mail;
 mod pipeline;

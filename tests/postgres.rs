@@ -127,6 +127,36 @@ async fn a_plain_copy_replaces_the_data_and_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_another_directory_writes_nothing_into_the_archive_of_its_server() {
+    let server = Server::start();
+    fill(&server, "postgres");
+    let archived = server_dir(&server.dir.path().join("archive"));
+    server.sql("postgres", "alter system set archive_mode = on");
+    server.sql("postgres", &format!("alter system set archive_command = 'cp %p {}'", archived.display()));
+    server.down();
+    server.up();
+    let before = content(&server, "postgres");
+    let taken = take(server.config(PostgresMethod::Plain)).await;
+    server.down();
+    let segments = || std::fs::read_dir(&archived).unwrap().count();
+    let before_start = segments();
+    let target = server.dir.path().join("new");
+    let restored = taken.restore(to(&target)).await.unwrap();
+    assert!(restored.notes.iter().any(|n| n.contains("archive_mode=off")), "{restored:?}");
+    let beside = Server { data: target, dir: server_guard(&server) };
+    assert_eq!(content(&server, "postgres"), before);
+    assert_eq!(server.sql("postgres", "show archive_mode"), "off");
+    server.sql("postgres", "select pg_switch_wal(); checkpoint");
+    beside.down();
+    assert_eq!(segments(), before_start);
+    // In its own place it goes on as it did.
+    let restored = taken.restore(RestoreRequest { replace: true, ..to(&server.data) }).await.unwrap();
+    assert!(!restored.notes.iter().any(|n| n.contains("archive_mode")), "{restored:?}");
+    assert_eq!(server.sql("postgres", "show archive_mode"), "on");
+    assert_eq!(content(&server, "postgres"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_tablespaces_are_staged_and_relocated() {
     let server = Server::start();
     for name in ["fast", "slow disk"] {

@@ -6,4 +6,5 @@ mod engine;
 mod faults;
 mod local;
 mod locked;
+mod ranges;
 mod real;

@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aws_sdk_s3::presigning::PresigningConfig;
+
 use crate::blobdir::tree::{Copy, compare, full_tree};
 use crate::common::postgres::{Server, bin, server_dir};
 use crate::common::{Ran, backstay, rgw};
@@ -351,16 +353,88 @@ fn from_bucket(bucket: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("restore-scripts/restore-blobdir.sh");
     let script = script.to_str().unwrap();
     let source = format!("s3://{bucket}/prod/h1/blobs");
-    let listed = plain(clean.path(), &env, &["bash", script, "list", &source]).ok();
-    assert!(listed.starts_with("blobs_prod_daily_") && listed.lines().count() == 1, "{listed}");
-    let target = clean.path().join("back");
-    let words = ["bash", script, "restore", &source, "--to", target.to_str().unwrap(), "--yes"];
-    plain(clean.path(), &env, &words).ok();
-    compare(&before, &Copy::of(&target));
+    for (n, (env, with)) in readers(clean.path(), &env).iter().enumerate() {
+        let env: Vec<(&str, &str)> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let listed = plain(clean.path(), &env, &[&["bash", script, "list", &source], &with[..]].concat()).ok();
+        assert!(listed.starts_with("blobs_prod_daily_") && listed.lines().count() == 1, "{with:?}: {listed}");
+        if env.is_empty() {
+            continue;
+        }
+        let target = clean.path().join(format!("back{n}"));
+        let words = ["bash", script, "restore", &source, "--to", target.to_str().unwrap(), "--yes"];
+        plain(clean.path(), &env, &[&words[..], with].concat()).ok();
+        compare(&before, &Copy::of(&target));
+    }
+    by_urls(bucket, clean.path(), script, &before);
     let wrong = [("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y"), ("AWS_ENDPOINT_URL", endpoint)];
     let denied = plain(clean.path(), &wrong, &["bash", script, "list", &source]);
     assert_eq!(denied.code, 69, "{denied:#?}");
     versioned(dir.path(), clean.path(), &env, &config);
+}
+
+/// Environment, and words of the command line.
+type Reader = (Vec<(String, String)>, &'static [&'static str]);
+
+/// Every way to read a bucket.
+fn readers(home: &Path, keys: &[(&str, &str)]) -> Vec<Reader> {
+    let owned = |env: &[(&str, &str)]| env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    let mut ways: Vec<Reader> = vec![(owned(keys), &["--with", "curl"])];
+    let aws = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/aws");
+    if aws.is_file() {
+        std::fs::create_dir_all(home.join("bin")).unwrap();
+        std::os::unix::fs::symlink(aws, home.join("bin/aws")).unwrap();
+        // It is there, so it is what reads.
+        let path = format!("{}:{SYSTEM}", home.join("bin").display());
+        ways.push((owned(&[keys, &[("PATH", &path)]].concat()), &[]));
+    } else {
+        crate::common::skip("restore scripts with aws: install it with `tests/run venv`");
+    }
+    if Path::new("/usr/bin/s3cmd").is_file() {
+        ways.push((owned(keys), &["--with", "s3cmd"]));
+        // No keys in the environment: its own configuration has them, and the address.
+        let host = rgw::endpoint().trim_start_matches("http://");
+        let text = format!(
+            "[default]\naccess_key = {}\nsecret_key = {}\nhost_base = {host}\nhost_bucket = {host}\nuse_https = False\n",
+            rgw::ACCESS,
+            rgw::SECRET
+        );
+        std::fs::write(home.join(".s3cfg"), text).unwrap();
+        ways.push((Vec::new(), &[]));
+    } else {
+        crate::common::skip("restore scripts with s3cmd: install the packages with `tests/run packages`");
+    }
+    ways
+}
+
+/// Without any key: somebody who has one signs an URL for each object.
+fn by_urls(bucket: &str, dir: &Path, script: &str, before: &Copy) {
+    let handle = tokio::runtime::Handle::current();
+    let urls = handle.block_on(async {
+        let client = rgw::client();
+        let found = client.list_objects_v2().bucket(bucket).prefix("prod/h1/blobs/").send().await.unwrap();
+        let hour = PresigningConfig::expires_in(std::time::Duration::from_secs(3600)).unwrap();
+        let mut urls = Vec::new();
+        for object in found.contents() {
+            let request = client.get_object().bucket(bucket).key(object.key().unwrap()).presigned(hour.clone());
+            urls.push(request.await.unwrap().uri().to_owned());
+        }
+        urls
+    });
+    let (file, target) = (dir.join("urls"), dir.join("by-urls"));
+    let words = ["bash", script, "restore", file.to_str().unwrap(), "--to", target.to_str().unwrap(), "--yes"];
+    std::fs::write(&file, urls.join("\n")).unwrap();
+    plain(dir, &[], &words).ok();
+    compare(before, &Copy::of(&target));
+    let without = |name: &str| urls.iter().filter(|u| !u.contains(name)).cloned().collect::<Vec<_>>().join("\n");
+    let expired = urls.join("\n").replacen("Signature=", "Signature=0", 1);
+    let not_good =
+        [(expired, 69), (without("/data.tar.zst?"), 65), (without("/manifest.json?"), 66), ("no URL".to_owned(), 64)];
+    for (text, code) in not_good {
+        std::fs::write(&file, &text).unwrap();
+        let ran = plain(dir, &[], &[&words[..], &["--replace"]].concat());
+        assert_eq!(ran.code, code, "{ran:#?}");
+    }
+    compare(before, &Copy::of(&target));
 }
 
 /// Fixed keys: the older of two points comes back, not the newer one that has the same keys.
@@ -400,6 +474,8 @@ fn versioned(dir: &Path, clean: &Path, env: &[(&str, &str)], config: &str) {
         assert_eq!(text, if line == listed.lines().last().unwrap() { "second" } else { "first" }, "{listed}");
     }
     assert_eq!(listed.lines().count(), 2, "{listed}");
+    let s3cmd = plain(clean, env, &["bash", script.to_str().unwrap(), "list", &source, "--with", "s3cmd"]);
+    assert!(s3cmd.code != 0 && !s3cmd.stdout.contains("fetching"), "it does not know versions: {s3cmd:#?}");
     let latest =
         ["bash", script.to_str().unwrap(), "restore", &source, "--to", target.to_str().unwrap(), "--yes", "--replace"];
     plain(clean, env, &latest).ok();

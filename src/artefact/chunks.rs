@@ -30,7 +30,8 @@ impl Chunks {
     /// Takes as much of `data` as there is room for; how much.
     pub(crate) fn fill(&mut self, data: &[u8]) -> usize {
         if self.buffer.capacity() < CHUNK_BYTES {
-            self.buffer = self.fresh();
+            self.buffer = self.free();
+            self.buffer.clear();
         }
         let n = data.len().min(CHUNK_BYTES.saturating_sub(self.buffer.len()));
         self.buffer.extend_from_slice(&data[..n]);
@@ -47,15 +48,25 @@ impl Chunks {
         chunk
     }
 
-    fn fresh(&mut self) -> BytesMut {
+    /// A whole chunk to read into; it holds what it held before, because clearing it would cost as much as filling it.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        self.buffer = self.free();
+        self.buffer.resize(CHUNK_BYTES, 0);
+        &mut self.buffer
+    }
+
+    /// The first `n` bytes of the [`space`](Self::space).
+    pub(crate) fn take_first(&mut self, n: usize) -> Bytes {
+        self.buffer.truncate(n);
+        self.take()
+    }
+
+    /// A buffer that nobody holds, with what was in it.
+    fn free(&mut self) -> BytesMut {
         if let Some(oldest) = self.sent.pop_front() {
             match oldest.try_into_mut() {
-                Ok(mut free) => {
-                    free.clear();
-                    if free.capacity() >= CHUNK_BYTES {
-                        return free;
-                    }
-                }
+                Ok(free) if free.capacity() >= CHUNK_BYTES => return free,
+                Ok(_) => {}
                 Err(busy) => self.sent.push_front(busy),
             }
         }

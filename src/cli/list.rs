@@ -12,6 +12,7 @@ use crate::catalogue::{self, Catalogue, Place, Point};
 use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::legacy::points::{self, Legacy};
 use crate::manifest::State;
 use crate::proof::{Outcome, Proofs, Record};
 use crate::units::{Bytes, human_age};
@@ -22,10 +23,14 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
     let mut failure = None;
     let mut groups = Vec::new();
     for service in selected(&engine, &args.services)? {
-        let mut found = Vec::new();
+        let (mut found, mut legacy) = (Vec::new(), Vec::new());
         for place in engine.places_from(&service, args.from.as_deref())? {
             match read(&engine, &place, args, &service).await {
-                Ok(catalogues) => found.extend(catalogues.into_iter().map(|(host, c)| (host, place.clone(), c))),
+                Ok(Read { catalogues, legacy: older }) => {
+                    found.extend(catalogues.into_iter().map(|(host, c)| (host, place.clone(), c)));
+                    emit_legacy(app, &service, &place, &older, engine.clock.now());
+                    legacy.push((place, older));
+                }
                 Err(err) => {
                     app.complain(&err);
                     failure = Some(err);
@@ -40,7 +45,14 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
             }
             emit(app, &engine, place, catalogue, &proofs[host]);
         }
-        groups.extend(Group::of(&service, &found, &proofs, engine.clock.now()));
+        let mut of_service = Group::of(&service, &found, &proofs, engine.clock.now());
+        let host = args.host.clone().map_or_else(|| engine.host(), Ok)?;
+        for (place, older) in &legacy {
+            older
+                .iter()
+                .for_each(|l| Group::add_legacy(&mut of_service, (&service, &host), place, l, engine.clock.now()));
+        }
+        groups.extend(of_service);
     }
     if groups.is_empty() && failure.is_none() {
         app.say("no restore points");
@@ -49,17 +61,27 @@ pub async fn run(app: &App, args: &ListArgs) -> Result<()> {
     failure.map_or(Ok(()), |e| Err(e.within("not everything could be listed")))
 }
 
-/// What one place holds of a service, by host.
-async fn read(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Vec<(String, Catalogue)>> {
-    let mut read = Vec::new();
+/// What one place holds of a service.
+struct Read {
+    /// By host.
+    catalogues: Vec<(String, Catalogue)>,
+    legacy: Vec<Legacy>,
+}
+
+async fn read(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Read> {
+    let wanted = args.host.clone().map_or_else(|| engine.host(), Ok)?;
+    let mut legacy = points::find(engine, service, place).await?;
+    legacy.retain(|l| args.all_hosts || l.name.may_be_of(&wanted));
+    let mut catalogues = Vec::new();
     for host in hosts(engine, place, args, service).await? {
         let read_here = engine.catalogues(std::slice::from_ref(place), &host, service).await.pop();
         let mut catalogue = read_here.unwrap_or_else(|| Ok(Catalogue::default()))?;
         // A service's own directory is not divided by host.
         catalogue.points.retain(|p| args.host.as_ref().is_none_or(|host| &p.manifest.host == host));
-        read.push((host, catalogue));
+        catalogue.strangers.retain(|s| !legacy.iter().any(|l| l.at.key == s.name));
+        catalogues.push((host, catalogue));
     }
-    Ok(read)
+    Ok(Read { catalogues, legacy })
 }
 
 async fn hosts(engine: &Engine, place: &Place, args: &ListArgs, service: &str) -> Result<Vec<String>> {
@@ -138,6 +160,37 @@ impl Group {
             at: vec![at],
         });
     }
+
+    /// Adds an old backup to the group of its host, where its name says one, else to that of `host`.
+    fn add_legacy(
+        groups: &mut Vec<Self>,
+        (service, host): (&str, &str),
+        place: &Place,
+        legacy: &Legacy,
+        now: DateTime<Utc>,
+    ) {
+        let host = legacy.name.host.as_deref().filter(|_| !legacy.name.may_be_of(host)).unwrap_or(host);
+        let title = format!("{service} on {host}");
+        let at = groups.iter().position(|g| g.title == title).unwrap_or_else(|| {
+            groups.push(Self { title, rows: Vec::new(), remarks: Vec::new() });
+            groups.len() - 1
+        });
+        let state = if legacy.is_empty() { "EMPTY".to_owned() } else { String::new() };
+        let at_place = (place.name().to_owned(), ("legacy", state));
+        let rows = &mut groups[at].rows;
+        match rows.iter_mut().find(|r| r.id == legacy.id) {
+            Some(row) => row.at.push(at_place),
+            None => rows.push(Row {
+                started: legacy.taken.unwrap_or_default(),
+                id: legacy.id.clone(),
+                age: legacy.taken.map_or_else(|| "?".to_owned(), |t| human_age((now - t).num_seconds())),
+                stored: Bytes(legacy.bytes).to_string(),
+                drilled: "-".to_owned(),
+                at: vec![at_place],
+            }),
+        }
+        rows.sort_by(|a, b| (b.started, &b.id).cmp(&(a.started, &a.id)));
+    }
 }
 
 impl Row {
@@ -162,7 +215,11 @@ fn state_for_people(point: &Point) -> (&'static str, String) {
     match m.state {
         _ if !missing.is_empty() => ("INCOMPLETE", missing.join(", ")),
         _ if !point.unseen.is_empty() => ("UNKNOWN", point.unseen.join(", ")),
-        State::Complete => ("complete", m.accepted.map_or_else(String::new, |_| "accepted by hand".to_owned())),
+        State::Complete => {
+            let accepted = m.accepted.map(|_| "accepted by hand");
+            let thaw = (!point.archived.is_empty()).then_some("needs thaw");
+            ("complete", accepted.into_iter().chain(thaw).collect::<Vec<_>>().join(", "))
+        }
         State::Suspect => ("SUSPECT", m.suspect_reasons.join(", ")),
     }
 }
@@ -213,6 +270,7 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &P
             "stored_bytes": m.stored_bytes(), "state": state, "suspect_reasons": m.suspect_reasons,
             "missing": point.missing.iter().map(|m| &m.name).chain(&point.gone).collect::<Vec<_>>(), "unseen": point.unseen,
             "external": m.external,
+            "needs_thaw": !point.archived.is_empty(),
             "encrypted": m.artefacts.iter().any(|a| !a.recipients.is_empty()),
             "agent_id": m.agent.id, "warnings": m.warnings, "drill": drill,
         }));
@@ -224,6 +282,19 @@ fn emit(app: &App, engine: &Engine, place: &Place, found: &Catalogue, proofs: &P
         app.emit(
             &json!({"message_type": "orphan", "destination": place.name(), "name": orphan.name, "begun": orphan.begun}),
         );
+    }
+}
+
+/// A line for each old backup, oldest first.
+fn emit_legacy(app: &App, service: &str, place: &Place, found: &[Legacy], now: DateTime<Utc>) {
+    for legacy in found {
+        app.emit(&json!({
+            "message_type": "legacy", "id": legacy.id, "service": service, "destination": place.name(),
+            "cadence": legacy.name.cadence, "method": if legacy.name.is_dump { "dump" } else { "files" },
+            "host": legacy.name.host, "taken": legacy.taken,
+            "age_seconds": legacy.taken.map(|t| (now - t).num_seconds()), "stored_bytes": legacy.bytes,
+            "state": if legacy.is_empty() { "empty" } else { "legacy" },
+        }));
     }
 }
 

@@ -9,9 +9,11 @@ use crate::drill::records;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::held;
+use crate::legacy::points;
 use crate::lock::Lock;
 use crate::prune::{self, Policy, Pruned};
 use crate::retention::Action;
+use crate::units::Span;
 
 /// Prunes every place of the services asked for.
 pub async fn run(app: &App, args: &PruneArgs) -> Result<()> {
@@ -21,6 +23,10 @@ pub async fn run(app: &App, args: &PruneArgs) -> Result<()> {
         return named(app, &engine, args, id).await;
     }
     for service in selected(&engine, &args.services)? {
+        if let Some(age) = args.legacy_older_than {
+            failures += older(app, &engine, &service, args, age).await?;
+            continue;
+        }
         failures += one(app, &engine, &service, args).await?;
     }
     match failures {
@@ -77,6 +83,39 @@ async fn named(app: &App, engine: &Engine, args: &PruneArgs, id: &str) -> Result
             Err(last)
         }
     }
+}
+
+/// Removes backups of the older system that have outlived `age`; at how many places it could not.
+async fn older(app: &App, engine: &Engine, service: &str, args: &PruneArgs, age: Span) -> Result<usize> {
+    let now = engine.clock.now();
+    let _lock = (!args.dry_run).then(|| Lock::take(&engine.service_dir(service), service, now)).transpose()?;
+    let places = engine.places_from(service, args.from.as_deref())?;
+    let host = engine.host()?;
+    let catalogues = engine.catalogues(&places, &host, service).await;
+    let mut failures = 0;
+    for (place, catalogue) in places.iter().zip(catalogues) {
+        let outcome = async {
+            let mut found = points::find(engine, service, place).await?;
+            found.retain(|l| l.name.may_be_of(&host));
+            let doomed = points::outlived(found, &catalogue?, age.0, now)?;
+            for legacy in &doomed {
+                if !args.dry_run {
+                    place.destination.delete(&legacy.at).await?;
+                }
+                let word = if args.dry_run { "would be removed" } else { "removed" };
+                app.say(format!("{} at {}: {word}", legacy.id, place.name()));
+            }
+            let ids: Vec<&str> = doomed.iter().map(|l| l.id.as_str()).collect();
+            app.emit(&json!({"message_type": "pruned", "service": service, "destination": place.name(),
+                "removed": ids, "problems": [], "dry_run": args.dry_run}));
+            Ok(())
+        };
+        if let Err(err) = outcome.await {
+            app.complain(&Error::within(err, format!("{service} at {}: older backups were not removed", place.name())));
+            failures += 1;
+        }
+    }
+    Ok(failures)
 }
 
 async fn one(app: &App, engine: &Engine, service: &str, args: &PruneArgs) -> Result<usize> {

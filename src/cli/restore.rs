@@ -11,9 +11,10 @@ use super::app::App;
 use super::backup::selected;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::legacy::points;
 use crate::plan;
 use crate::restore::{self, Chosen, Selection};
-use crate::source::RestoreRequest;
+use crate::source::{RestoreRequest, Restored};
 use crate::units::{Bytes, human_age};
 
 /// Restores one point, or says what could be restored and how.
@@ -26,6 +27,9 @@ pub async fn run(app: &App, args: &RestoreArgs) -> Result<()> {
         return choices(app, &engine, &selected(&engine, &[])?, args).await;
     };
     engine.service(service)?;
+    if let Some(id) = args.point.as_deref().filter(|id| points::is_id(id)) {
+        return legacy(app, &engine, service, id, args).await;
+    }
     let Some(wanted) = selection(args) else {
         return choices(app, &engine, std::slice::from_ref(service), args).await;
     };
@@ -80,10 +84,41 @@ async fn restore_one(app: &App, engine: &Engine, service: &str, chosen: &Chosen,
     ));
     let restored = restore::restore(engine, service, chosen, &request(args)).await?;
     let seconds = (engine.clock.now() - started).num_seconds();
+    let from = (manifest.id.as_str(), chosen.place.name());
+    tell(app, service, from, &json!(manifest.counts), (&restored, seconds));
+    Ok(())
+}
+
+/// Restores a backup that commcare-cloud made.
+async fn legacy(app: &App, engine: &Engine, service: &str, id: &str, args: &RestoreArgs) -> Result<()> {
+    if args.plan {
+        return Err(Error::new(ErrorKind::Usage, "nothing is known of an older backup that a plan could tell")
+            .hint(format!("restore it elsewhere: `backstay restore {service} {id} --to DIRECTORY`.")));
+    }
+    let (place, found) = points::choose(engine, service, id, args.from.as_deref()).await?;
+    let started = engine.clock.now();
+    let age = found.taken.map_or_else(|| "of an unknown day".to_owned(), |t| format!("of {}", t.format("%Y-%m-%d")));
+    let size = Bytes(found.bytes);
+    app.say(format!("restoring the older backup {} ({age}, {size} compressed) from {}", found.id, place.name()));
+    let mut restored = restore::restore_legacy(engine, service, (&place, &found), &request(args)).await?;
+    restored.notes.push("an older backup has no record of what it should hold: nothing was compared".into());
+    let seconds = (engine.clock.now() - started).num_seconds();
+    tell(app, service, (&found.id, place.name()), &json!(null), (&restored, seconds));
+    Ok(())
+}
+
+/// Says what was restored; `id` and `place` are where it came from.
+fn tell(
+    app: &App,
+    service: &str,
+    (id, place): (&str, &str),
+    captured: &serde_json::Value,
+    (restored, seconds): (&Restored, i64),
+) {
     app.emit(&json!({
-        "message_type": "restore", "service": service, "id": manifest.id, "from": chosen.place.name(),
+        "message_type": "restore", "service": service, "id": id, "from": place,
         "target": restored.target, "seconds": seconds, "counts": restored.counts,
-        "captured": manifest.counts,
+        "captured": captured,
         "old_data": restored.old_data, "notes": restored.notes,
     }));
     let count = |(key, n): (&String, &u64)| if key == "bytes" { Bytes(*n).to_string() } else { format!("{n} {key}") };
@@ -97,7 +132,6 @@ async fn restore_one(app: &App, engine: &Engine, service: &str, chosen: &Chosen,
     for note in &restored.notes {
         app.say(format!("  note: {note}"));
     }
-    Ok(())
 }
 
 /// What can be gone back to. Nothing is restored, so this is no success.
@@ -129,7 +163,8 @@ async fn choices(app: &App, engine: &Engine, services: &[String], args: &Restore
             let suspect = if chosen.point.manifest.state == crate::manifest::State::Suspect { ", suspect" } else { "" };
             app.emit(&json!({"message_type": "choice", "service": service, "id": id, "started": started,
                 "age_seconds": (now - *started).num_seconds(), "destinations": places}));
-            app.say(format!("  {age} old: {id}  ({size}, at {}{suspect})", places.join(" and ")));
+            let thaw = if chosen.point.archived.is_empty() { "" } else { ", needs thaw" };
+            app.say(format!("  {age} old: {id}  ({size}, at {}{suspect}{thaw})", places.join(" and ")));
         }
     }
     let service = args.service.as_deref().unwrap_or("SERVICE");
@@ -154,7 +189,7 @@ fn show_plan(
         "message_type": "restore_plan", "step": step, "service": service, "id": manifest.id, "age_seconds": age,
         "from": chosen.place.name(), "stored_bytes": manifest.stored_bytes(), "plain_bytes": manifest.plain_bytes(),
         "target": plan.target, "occupied": plan.occupied, "free_bytes": plan.free_bytes,
-        "expected_seconds": plan.expected_seconds, "obstacles": plan.obstacles, "command": plan.command,
+        "expected_seconds": plan.expected_seconds, "thaw": plan.thaw, "obstacles": plan.obstacles, "command": plan.command,
     }));
     app.say(format!("{step}. {service}: {}, {} old, from {}", manifest.id, human_age(age), chosen.place.name()));
     let sizes = (Bytes(manifest.stored_bytes()), Bytes(manifest.plain_bytes()));
@@ -162,6 +197,10 @@ fn show_plan(
     match plan.expected_seconds {
         #[allow(clippy::cast_possible_truncation, reason = "an estimate")]
         Some(seconds) => app.say(format!("   takes about {}, by the last drill", human_age(seconds.ceil() as i64))),
+        None if !plan.thaw.is_empty() => {
+            app.say("   needs thaw, which takes a store hours: it lies in an archive class. For each object:");
+            plan.thaw.iter().for_each(|command| app.say(format!("     {command}")));
+        }
         None => app.say("   takes a time that nobody knows: it was never drilled"),
     }
     if let Some(free) = plan.free_bytes {

@@ -321,6 +321,9 @@ pub struct RepositoryConfig {
     /// The cluster has it already, of whatever type: its settings are left alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub existing: bool,
+    /// Of an `fs` repository: its directory is a part of each restore point too, so that it reaches the destinations. The agent must be able to read it, under the path that the nodes know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub archive: bool,
     /// More settings of the repository, as the cluster knows them, such as `max_snapshot_bytes_per_sec: 40mb`.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -447,13 +450,16 @@ pub struct S3Config {
     /// Parts on their way at once, per artefact; fewer once they have grown, as `upload_memory` demands.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
+    /// Ranges of a long artefact that are read at once, each as long as `part_size`, 8MiB at most; 1 = in one request.
+    #[serde(default = "default_download_concurrency")]
+    pub download_concurrency: u32,
     /// Which checksum goes with each part.
     #[serde(default = "default_checksum")]
     pub checksum: S3Checksum,
     /// Server-side encryption: `aes256` or `{kms: KEY}`; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub sse: Option<Sse>,
-    /// Storage class of new objects, such as `STANDARD_IA`; no header is sent without it, and the bucket decides.
+    /// Storage class of new objects, such as `STANDARD_IA`, but no archive class; no header is sent without it, and the bucket decides.
     #[serde(default)]
     pub storage_class: Option<String>,
     /// How often a request that failed, but may succeed later, is made again.
@@ -525,6 +531,9 @@ fn default_part() -> Bytes {
 }
 fn default_concurrency() -> u32 {
     3
+}
+fn default_download_concurrency() -> u32 {
+    8
 }
 fn default_checksum() -> S3Checksum {
     S3Checksum::Sha256

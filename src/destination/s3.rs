@@ -12,7 +12,8 @@
 //! - [`PutMode::WriteOnce`]: the key is looked at first, and `If-None-Match: *` goes with the last request. Stores
 //!   that ignore that header leave a window between the two, which the service's lock closes.
 //! - [`PutMode::Versioned`]: an answer without a version id is an error: the bucket does not keep versions.
-//! - A read is pinned to one version or ETag, and is resumed where it broke off.
+//! - A read is pinned to one version or ETag, and is resumed where it broke off. Objects longer than `part_size`, or
+//!   8 MiB, are read in ranges, `download_concurrency` of them at a time, which wait in memory for their turn.
 //! - Rights: `s3:PutObject` and `s3:AbortMultipartUpload` to write; `s3:GetObject` and `s3:ListBucket` to read;
 //!   `s3:ListBucketVersions`, `s3:DeleteObject(Version)`, `s3:GetBucketVersioning` and
 //!   `s3:ListBucketMultipartUploads` to prune. A 403 is never taken for "missing".
@@ -165,6 +166,10 @@ impl Destination for S3 {
 
     async fn delete(&self, at: &Location) -> Result<()> {
         self.inner.delete(at).await
+    }
+
+    fn thaw_command(&self, at: &Location) -> Option<String> {
+        Some(errors::thaw_command(&self.inner.config.bucket, &at.key, at.version.as_deref()))
     }
 
     async fn keeps_versions(&self) -> Result<bool> {

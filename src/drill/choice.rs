@@ -22,6 +22,12 @@ pub(super) struct Candidate {
     pub(super) chosen: Result<Chosen, (String, String)>,
 }
 
+impl Candidate {
+    fn is_readable(&self) -> bool {
+        self.chosen.as_ref().map_or(true, |chosen| chosen.point.archived.is_empty())
+    }
+}
+
 /// Chooses among all points of the places that are asked for.
 pub(super) async fn choose(engine: &Engine, service: &str, host: &str, wanted: &Wanted) -> Result<Candidate> {
     let mut places = engine.places_from(service, wanted.from.as_deref())?;
@@ -48,6 +54,10 @@ pub(super) async fn choose(engine: &Engine, service: &str, host: &str, wanted: &
             all.iter().find(|c| Some(c.started) == newest)
         }
         Pick::Random(number) => {
+            // What must be thawed first cannot be visited; if nothing else is there, the drill says so.
+            if all.iter().any(Candidate::is_readable) {
+                all.retain(Candidate::is_readable);
+            }
             let mut points: Vec<(String, DateTime<Utc>)> = all.iter().map(|c| (c.id.clone(), c.started)).collect();
             points.sort();
             points.dedup();

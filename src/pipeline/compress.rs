@@ -1,4 +1,4 @@
-//! Compression: zstd with worker threads, gzip in members that are compressed side by side, or none.
+//! Compression: zstd or gzip in blocks that are compressed side by side, or none.
 
 use std::io::{self, Write};
 
@@ -8,9 +8,10 @@ use super::encode::StoredSink;
 use super::encrypt::Encryptor;
 use crate::manifest::Algorithm;
 
+mod blocks;
 mod zstandard;
 
-use zstandard::Zstandard;
+use blocks::{Blocks, Codec};
 
 /// Plain bytes of one gzip member. Any gunzip reads a file of several members.
 const MEMBER_BYTES: usize = 1 << 20;
@@ -18,36 +19,39 @@ const MEMBER_BYTES: usize = 1 << 20;
 type Out = Encryptor<StoredSink>;
 
 /// A compressing writer.
+#[derive(Debug)]
 pub enum Compressor {
     /// Passes bytes through.
     None(Out),
-    /// Zstandard with a content checksum.
-    Zstd(Zstandard<Out>),
-    /// gzip members.
-    Gzip(ParallelGzip<Out>),
-}
-
-impl std::fmt::Debug for Compressor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Compressor")
-    }
+    /// Frames or members.
+    Blocks(Blocks<Out>),
 }
 
 impl Compressor {
     /// A compressor in front of `out`.
+    ///
+    /// # Errors
+    /// When the level is not one of the algorithm, or no thread can be started.
     pub fn new(out: Out, algorithm: Algorithm, level: i32, threads: u32) -> io::Result<Self> {
+        let each = 0..threads.max(1);
         Ok(match algorithm {
             Algorithm::None => Self::None(out),
-            Algorithm::Zstd => Self::Zstd(Zstandard::new(out, level, threads)?),
-            Algorithm::Gzip => Self::Gzip(ParallelGzip::new(out, level, threads)?),
+            Algorithm::Zstd => {
+                let codecs = each.map(|_| zstandard::Frames::new(level)).collect::<io::Result<_>>()?;
+                Self::Blocks(Blocks::new(out, zstandard::frame_bytes(level), codecs)?)
+            }
+            Algorithm::Gzip => {
+                let level = CompressionLvl::new(level).map_err(|_| io::Error::other("gzip levels are 1 to 12"))?;
+                let codecs = each.map(|_| Members(Deflater::new(level))).collect();
+                Self::Blocks(Blocks::new(out, MEMBER_BYTES, codecs)?)
+            }
         })
     }
     /// Writes what is left and returns the writer behind.
     pub fn finish(self) -> io::Result<Out> {
         match self {
             Self::None(out) => Ok(out),
-            Self::Zstd(encoder) => encoder.finish(),
-            Self::Gzip(gzip) => gzip.finish(),
+            Self::Blocks(blocks) => blocks.finish(),
         }
     }
 }
@@ -56,8 +60,7 @@ impl Write for Compressor {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::None(out) => out.write(data),
-            Self::Zstd(encoder) => encoder.write(data),
-            Self::Gzip(gzip) => gzip.write(data),
+            Self::Blocks(blocks) => blocks.write(data),
         }
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -65,73 +68,14 @@ impl Write for Compressor {
     }
 }
 
-/// Collects one block per thread, compresses them side by side, writes them in order.
-pub struct ParallelGzip<W> {
-    out: W,
-    level: CompressionLvl,
-    threads: usize,
-    buffer: Vec<u8>,
-    wrote: bool,
-}
+/// Makes gzip members.
+struct Members(Deflater);
 
-impl<W> std::fmt::Debug for ParallelGzip<W> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ParallelGzip")
-    }
-}
-
-impl<W: Write> ParallelGzip<W> {
-    fn new(out: W, level: i32, threads: u32) -> io::Result<Self> {
-        let level = CompressionLvl::new(level).map_err(|_| io::Error::other("gzip levels are 1 to 12"))?;
-        Ok(Self { out, level, threads: threads as usize, buffer: Vec::new(), wrote: false })
-    }
-
-    fn compress(&mut self) -> io::Result<()> {
-        let level = self.level;
-        let members: Vec<io::Result<Vec<u8>>> = std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                self.buffer.chunks(MEMBER_BYTES).map(|block| scope.spawn(move || member(level, block))).collect();
-            workers
-                .into_iter()
-                .map(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a compression thread panicked"))))
-                .collect()
-        });
-        for member in members {
-            self.out.write_all(&member?)?;
-            self.wrote = true;
-        }
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> io::Result<W> {
-        self.compress()?;
-        if !self.wrote {
-            self.out.write_all(&member(self.level, &[])?)?;
-        }
-        Ok(self.out)
-    }
-}
-
-fn member(level: CompressionLvl, block: &[u8]) -> io::Result<Vec<u8>> {
-    let mut deflater = Deflater::new(level);
-    let mut out = vec![0; deflater.gzip_compress_bound(block.len())];
-    let n = deflater.gzip_compress(block, &mut out).map_err(io::Error::other)?;
-    out.truncate(n);
-    Ok(out)
-}
-
-impl<W: Write> Write for ParallelGzip<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let room = self.threads * MEMBER_BYTES - self.buffer.len();
-        let n = data.len().min(room);
-        self.buffer.extend_from_slice(&data[..n]);
-        if n == room {
-            self.compress()?;
-        }
-        Ok(n)
-    }
-    fn flush(&mut self) -> io::Result<()> {
+impl Codec for Members {
+    fn compress(&mut self, plain: &[u8], packed: &mut Vec<u8>) -> io::Result<()> {
+        packed.resize(self.0.gzip_compress_bound(plain.len()), 0);
+        let n = self.0.gzip_compress(plain, packed).map_err(io::Error::other)?;
+        packed.truncate(n);
         Ok(())
     }
 }

@@ -94,6 +94,26 @@ pub fn extract_some<R: Read>(
     wanted: &dyn Fn(&Member) -> bool,
     observer: &mut Observer<'_>,
 ) -> Result<Extracted> {
+    extract_members(TarReader::new(from), root, rules, wanted, observer)
+}
+
+/// As [`extract_some`], of an archive that holds the path of the directory it was made of: see [`TarReader::stripped`].
+pub fn extract_stripped<R: Read>(
+    from: R,
+    root: &Path,
+    rules: Rules,
+    wanted: &dyn Fn(&Member) -> bool,
+) -> Result<Extracted> {
+    extract_members(TarReader::stripped(from), root, rules, wanted, &mut |_, _| Ok(()))
+}
+
+fn extract_members<R: Read>(
+    mut tar: TarReader<R>,
+    root: &Path,
+    rules: Rules,
+    wanted: &dyn Fn(&Member) -> bool,
+    observer: &mut Observer<'_>,
+) -> Result<Extracted> {
     let root =
         File::open(root).map_err(|e| Error::io(e, format!("could not open the directory {}", root.display())))?;
     let mut into = Extractor {
@@ -104,7 +124,7 @@ pub fn extract_some<R: Read>(
         notes: BTreeMap::new(),
         owners: BTreeMap::new(),
     };
-    let (mut tar, mut done) = (TarReader::new(from), Extracted::default());
+    let mut done = Extracted::default();
     while let Some(found) = tar.next_member()? {
         if !wanted(&found.member) {
             continue;

@@ -93,7 +93,7 @@ fn place(p: &PlaceReport) -> Value {
         "count": if p.points.len() == 1 { "1 restore point".to_owned() } else { format!("{} restore points", p.points.len()) }, "statements": p.statements,
         "points": p.points.iter().map(|p| json!({
             "id": p.id, "cadence": p.cadence, "age": human_age(p.age_seconds), "stored": Bytes(p.stored_bytes).to_string(),
-            "state": p.state, "good": p.state == "complete", "kept": if p.kept { "kept" } else { "may go" },
+            "state": if p.needs_thaw { format!("{}, needs thaw", p.state) } else { p.state.clone() }, "good": p.state == "complete", "kept": if p.kept { "kept" } else { "may go" },
             "reason": p.reason, "drill": p.drill.map_or("-", outcome), "encrypted": p.encrypted,
         })).collect::<Vec<_>>(),
     })

@@ -44,7 +44,10 @@ pub(super) async fn commit(
             reason.map_or_else(none, |e| Error::new(e.kind, "no destination has the whole point").caused_by(e.chain()))
         );
     }
-    judge_shrinking(run, source, &mut draft);
+    // What was missed is told already.
+    if report.missed.is_empty() {
+        judge_shrinking(run, source, &mut draft);
+    }
     report.plain_bytes = draft.plain_bytes();
     report.stored_bytes = draft.stored_bytes();
     report.suspect = draft.suspect_reasons.clone();

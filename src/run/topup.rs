@@ -99,6 +99,7 @@ fn candidates<'a>(catalogues: &'a [Result<Catalogue>], at: usize, agent_id: &str
             let m = &point.manifest;
             let wanted = m.state == State::Complete
                 && point.is_whole()
+                && point.archived.is_empty()
                 && m.agent.id == agent_id
                 && !m.artefacts.is_empty()
                 && !here.points.iter().any(|p| p.manifest.id == m.id)
@@ -131,6 +132,7 @@ fn lone(manifest: &Manifest) -> Point {
         missing: Vec::new(),
         gone: Vec::new(),
         unseen: Vec::new(),
+        archived: Vec::new(),
     }
 }
 

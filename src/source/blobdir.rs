@@ -25,7 +25,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
 use crate::pipeline::place;
 
-use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use super::{
+    Captured, Context, DrillRequest, Drilled, LegacyReader, PointReader, Probe, RestoreRequest, Restored, Source,
+    Verified,
+};
 
 mod capture;
 mod drill;
@@ -192,6 +195,10 @@ impl Source for Blobdir {
 
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
         restore::restore(&self.config.path, cx, point, request).await
+    }
+
+    async fn restore_legacy(&self, cx: &Context, legacy: LegacyReader, request: &RestoreRequest) -> Result<Restored> {
+        restore::legacy(&self.config.path, cx, legacy, request).await
     }
 
     async fn verify(&self, cx: &Context, point: &PointReader) -> Result<Verified> {

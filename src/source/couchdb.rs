@@ -24,7 +24,10 @@ use crate::config::CouchdbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
 
-use super::{Captured, Context, DrillRequest, Drilled, PointReader, Probe, RestoreRequest, Restored, Source, Verified};
+use super::{
+    Captured, Context, DrillRequest, Drilled, LegacyReader, PointReader, Probe, RestoreRequest, Restored, Source,
+    Verified,
+};
 use capture::{Stopped, Taken};
 use shard_map::is_replicator;
 
@@ -36,6 +39,7 @@ mod etc;
 mod etf;
 mod finish;
 mod inventory;
+mod legacy;
 mod load;
 mod node;
 mod point;
@@ -198,6 +202,11 @@ impl Source for Couchdb {
         let mut captured = judged(cx, taken);
         captured.server_version = self.version().await.ok();
         Ok(captured)
+    }
+
+    async fn restore_legacy(&self, cx: &Context, old: LegacyReader, request: &RestoreRequest) -> Result<Restored> {
+        request.refuse_indices()?;
+        legacy::restore(self, cx, old, request).await
     }
 
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {

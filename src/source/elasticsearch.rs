@@ -3,6 +3,7 @@
 //! - **Captured**: all open indices and data streams that `include` and `exclude` choose, as one snapshot in each
 //!   configured repository, one after the other; and a line per index with its documents (`inventory`). The snapshots
 //!   stay in the repositories, and the manifest names them (`external`).
+//!   With `archive`, the directory of one `fs` repository besides (`data`).
 //! - **Consistency**: fuzzy. Each shard is one moment in time, but not the same one.
 //! - **Rights**: docs/elasticsearch.md lists them.
 //! - **Not captured**: closed indices; the product's own indices, unless `include` names them; cluster settings and
@@ -26,6 +27,7 @@ use super::{
 use client::Client;
 use snapshot::Listed;
 
+mod archive;
 mod capture;
 mod client;
 mod indices;
@@ -101,11 +103,18 @@ impl Source for Elasticsearch {
     }
 
     async fn restore(&self, cx: &Context, point: &PointReader, request: &RestoreRequest) -> Result<Restored> {
+        if request.to.is_some() {
+            restore::refuse_cluster_flags(request)?;
+            return archive::read::restore(cx, point, request).await;
+        }
         restore::restore(&self.config, &Client::new(&self.config)?, cx, point, request).await
     }
 
-    /// Only the cluster can read its repositories: it must be up.
-    async fn verify(&self, _: &Context, point: &PointReader) -> Result<Verified> {
+    /// Only the cluster can read its repositories: it must be up, unless the point has an archive of one.
+    async fn verify(&self, cx: &Context, point: &PointReader) -> Result<Verified> {
+        if let Some(artefact) = archive::read::of(&point.manifest) {
+            return archive::read::verify(cx, point, artefact).await;
+        }
         restore::verify(&self.config, &Client::new(&self.config)?, point).await
     }
 
@@ -150,7 +159,7 @@ impl Source for Elasticsearch {
     }
 
     async fn drill_cleanup(&self, cx: &Context) -> Result<()> {
-        restore::drill::cleanup(&Client::new(&self.config)?, &cx.service).await
+        restore::drill::cleanup(&Client::new(&self.config)?, cx).await
     }
 
     async fn held(&self, cx: &Context) -> Result<Vec<Repository>> {

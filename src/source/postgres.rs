@@ -33,7 +33,8 @@ use crate::config::{PostgresConfig, PostgresMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Artefact, Manifest};
 use crate::source::{
-    Captured, Context, DrillRequest, Drilled, Driver, PointReader, Probe, RestoreRequest, Restored, Source, Verified,
+    Captured, Context, DrillRequest, Drilled, Driver, LegacyReader, PointReader, Probe, RestoreRequest, Restored,
+    Source, Verified,
 };
 
 mod archive;
@@ -43,6 +44,7 @@ mod databases;
 mod drill;
 mod extract;
 mod inventory;
+mod legacy;
 mod place;
 mod plain;
 mod properties;
@@ -120,6 +122,10 @@ impl Source for Postgres {
             "databases" => self.restore_databases(cx, point, request).await,
             other => Err(unknown_method(other)),
         }
+    }
+    async fn restore_legacy(&self, cx: &Context, legacy: LegacyReader, request: &RestoreRequest) -> Result<Restored> {
+        request.refuse_indices()?;
+        self.legacy(cx, legacy, request).await
     }
     async fn verify(&self, cx: &Context, point: &PointReader) -> Result<Verified> {
         match point.manifest.method.as_str() {

@@ -205,9 +205,53 @@ class Rendered(unittest.TestCase):
 
     def test_scripts_are_good(self):
         scripts = [path for path in self.dir.iterdir() if path.read_text().startswith("#!")]
-        self.assertEqual(len(scripts), 6)
+        self.assertEqual(len(scripts), 15)
         checked = run("shellcheck", *map(str, scripts))
         self.assertEqual(checked.returncode, 0, checked.stdout)
+
+    def test_commands_under_old_names_take_their_old_arguments(self):
+        """Each with a program that says what it was asked, in place of the agent and of systemctl."""
+        with tempfile.TemporaryDirectory() as directory:
+            at = pathlib.Path(directory)
+            for name in ("backstay", "systemctl"):
+                (at / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+                (at / name).chmod(0o755)
+
+            def called(command, *words):
+                script = at / command
+                script.write_text((self.dir / command).read_text().replace(str(self.program), str(at / "backstay")))
+                ran = run("sh", str(script), *words, cwd=at, env={"PATH": f"{at}:/usr/bin:/bin"})
+                return ran.returncode, [line.replace("backstay ", "", 1) for line in ran.stdout.splitlines()]
+
+            dump = "postgres_test_daily_2026_01_02.tar.gz"
+            stop = "systemctl stop postgresql postgresql@*.service"
+            for words, asked in [
+                ("create_postgres_dump.sh daily 2", ["backup postgres --cadence daily"]),
+                ("create_couchdb_backup.sh weekly 14", ["backup couchdb --cadence weekly"]),
+                ("create_blobdb_backup.sh hourly 1", ["backup blobdb --cadence hourly"]),
+                ("create_es_snapshot.py", ["backup elasticsearch"]),
+                ("check_snapshot_status.py", ["verify elasticsearch --level present"]),
+                ("check_snapshot_status.py --all", ["list elasticsearch"]),
+                (f"backup_snapshots.py {dump} name bucket s3.example.com", ["backup postgres"]),
+                ("backup_snapshots.py /opt/b/couchdb_daily_2026_01_02.tar.gz name bucket s3.example.com", ["backup couchdb"]),
+                ("check_s3_backup.py", ["check-s3"]),
+                ("check_s3_backup.py couch", ["check-s3 couchdb"]),
+                ("check_s3_backup.py postgres", ["check-s3 postgres"]),
+                (f"retrieve_backup.py {dump} bucket s3.example.com", [f"restore postgres {dump} --to {at}/{dump[:-7]}"]),
+                (f"restore_from_backup.sh {dump} --replace",
+                 [stop, f"restore postgres {dump} --replace", "systemctl start postgresql"]),
+                ("restore_from_backup latest --replace --from s3", [stop, "restore postgres latest --replace --from s3", "systemctl start postgresql"]),
+                ("restore_couchdb_backup.sh latest --replace", ["restore couchdb latest --replace --start"]),
+                ("restore_blobdb_backup.sh latest --replace", ["restore blobdb latest --replace"]),
+                ("restore_es_snapshot.sh latest --replace", ["restore elasticsearch latest --replace"]),
+            ]:
+                self.assertEqual(called(*words.split()), (0, asked), words)
+            for words, code in [
+                ("create_postgres_dump.sh yesterday", 64), ("retrieve_backup.py", 64), ("backup_snapshots.py other.gz", 64),
+                ("check_snapshot_status.py x", 64), ("restore_from_backup.sh", 73), ("restore_couchdb_backup.sh latest", 73),
+            ]:
+                code_found, asked = called(*words.split())
+                self.assertEqual((code_found, asked), (code, []), words)
 
     def test_cron_would_read_its_files(self):
         for path in [self.dir / "backstay", self.dir / "backstay-check"]:

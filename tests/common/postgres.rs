@@ -98,6 +98,11 @@ impl Server {
     pub(crate) fn up(&self) {
         self.up_with("");
     }
+    /// Starts it, or says why it did not start.
+    pub(crate) fn try_up(&self) -> Result<String, String> {
+        let (data, log) = (self.data.to_str().unwrap(), self.dir.path().join("log"));
+        attempt(format!("{}/pg_ctl", bin()), &["-D", data, "-w", "-l", log.to_str().unwrap(), "start"])
+    }
     /// Starts it with options for the server.
     pub(crate) fn up_with(&self, options: &str) {
         let (data, log) = (self.data.to_str().unwrap(), self.dir.path().join("log"));

@@ -240,6 +240,22 @@ impl FaultServer {
     pub(crate) fn clear_faults(&self) {
         self.script.lock().expect("no panic").faults.clear();
     }
+    /// From now on the condition of a GET is not heeded, as by stores that do not know it.
+    pub(crate) fn ignore_if_match(&self) {
+        self.memory.ignore_if_match();
+    }
+    /// Objects whose keys contain the text now lie in an archive class.
+    pub(crate) fn freeze(&self, text: &str) {
+        self.memory.freeze(text);
+    }
+    /// They can be read for a while.
+    pub(crate) fn thaw(&self) {
+        self.memory.thaw();
+    }
+    /// From now on a GET sends whole objects, whatever range was asked for.
+    pub(crate) fn ignore_range(&self) {
+        self.memory.ignore_range();
+    }
     /// The calls so far, by name.
     pub(crate) fn calls(&self) -> Vec<&'static str> {
         self.script.lock().expect("no panic").calls.clone()

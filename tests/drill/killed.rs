@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use crate::common::backstay;
 use crate::common::fake::{ended, until};
 use crate::common::postgres::{Server, bin, fake_tool, server_dir};
+use crate::common::s3_fault::{ACCESS, BUCKET, Fault, FaultServer, SECRET};
+use crate::common::write;
 
 /// A server with a point of it, and programs that hold where a test wants.
 struct Held {
@@ -81,7 +83,8 @@ fn send(child: &std::process::Child, signal: Signal) {
 #[test]
 fn after_kill_9_in_each_phase_the_next_drill_clears_up() {
     let d = Held::new();
-    for tool in ["pg_verifybackup", "pg_controldata", "psql", "pg_dumpall"] {
+    // What was restored is compared; the server starts, recovers, is compared.
+    for tool in ["pg_verifybackup", "pg_controldata", "postgres", "psql", "pg_dumpall"] {
         let (child, _tools) = d.hold(tool);
         let left = d.scratch().expect("a copy of production's data");
         assert!(left.join("copy/data/PG_VERSION").exists(), "{tool}");
@@ -92,6 +95,44 @@ fn after_kill_9_in_each_phase_the_next_drill_clears_up() {
         assert!(said.contains(": proven from local in "), "{said}");
         assert_eq!((d.scratch(), d.processes()), (None, 0), "{tool}");
     }
+}
+
+#[test]
+fn after_kill_9_while_it_reads_the_next_drill_clears_up() {
+    let (d, store) = (Held::new(), FaultServer::start());
+    let text = std::fs::read_to_string(d.path("backstay.yml")).unwrap();
+    let keys = write(
+        d.dir.path(),
+        "keys",
+        &format!("[default]\naws_access_key_id = {ACCESS}\naws_secret_access_key = {SECRET}\n"),
+    );
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let offsite = format!(
+        "destinations: {{offsite: {{s3: {{bucket: {BUCKET}, endpoint: \"{}\", part_size: 5MiB, download_concurrency: 2, \
+         credentials: {{file: {keys}}}}}}}}}\nservices:\n",
+        store.endpoint()
+    );
+    let text = text.replace("services:\n", &offsite);
+    let text = text.replace("    keep:", "    destinations: [offsite]\n    compression: {algorithm: none}\n    keep:");
+    std::fs::write(d.path("backstay.yml"), text).unwrap();
+    ended(d.spawn(&["backup", "--manual"])).ok();
+    // The data is longer than all else: its ranges are the second half of what a drill reads.
+    let before = store.count("GetObject");
+    ended(d.spawn(&["drill"])).ok();
+    let reads = u32::try_from(store.count("GetObject") - before).unwrap();
+    store.set_fault(Fault::hang("GetObject").after(reads / 2));
+    let child = d.spawn(&["drill"]);
+    let begun = || d.scratch().is_some_and(|dir| dir.join("copy/data/base").exists());
+    until("some of the data has come", begun);
+    let left = d.scratch().unwrap();
+    assert!(!left.join("copy/data/backup_manifest").exists(), "the last file of the copy has not");
+    send(&child, Signal::SIGKILL);
+    assert_eq!(ended(child).code, -1);
+    assert!(left.exists());
+    store.clear_faults();
+    let said = ended(d.spawn(&["drill"])).ok();
+    assert!(said.contains(": proven from offsite in "), "{said}");
+    assert_eq!((d.scratch(), d.processes()), (None, 0));
 }
 
 #[test]

@@ -139,6 +139,8 @@ fn answer(state: &mut State, line: &str, body: &Value) -> Reply {
     let snapshot = path.strip_prefix("/_snapshot/r/").map(str::to_owned);
     let question = match (method, path.as_str(), &snapshot) {
         ("GET", "/_nodes", _) => "nodes",
+        ("GET", "/_nodes/settings", _) => "settings",
+        ("GET", "/_nodes/stats/fs", _) => "room",
         ("GET", "/_cluster/state/metadata", _) => "indices",
         ("GET", "/_cluster/health", _) => "health",
         ("POST", "/a,lost/_refresh", _) => "refresh",
@@ -211,6 +213,8 @@ fn usual(state: &State, question: &str, name: &str) -> Reply {
         200,
         match question {
             "nodes" => json!({"nodes": {"n": {"version": "2.19.1", "modules": [{"classname": "org.opensearch.X"}]}}}),
+            "room" => json!({"nodes": {"n": {"roles": ["data"], "fs": {"total": {"available_in_bytes": 2000}}}}}),
+            "settings" => json!({"nodes": {"n": {"settings": {"path": {"repo": ["/nowhere/snapshots"]}}}}}),
             "indices" => {
                 let index = |shards: u64| {
                     json!({"state": "open", "settings": {"index": {"number_of_shards": shards.to_string(),

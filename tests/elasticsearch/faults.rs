@@ -164,6 +164,41 @@ fn the_password_goes_to_the_cluster_and_nowhere_else() {
 }
 
 #[test]
+fn an_api_key_goes_to_the_cluster_and_a_wrong_one_is_told() {
+    let fake = Fake::start();
+    let at = Deployment::new(&fake.url, SEARCH, KEEP);
+    let secret = at.dir.path().join("key");
+    std::fs::write(&secret, "aWQ6c2VjcmV0\n").unwrap();
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    at.configure(&fake.url, &format!("      api_key: {{file: {}}}\n{SEARCH}", secret.display()), KEEP);
+    at.run(&["backup"]).ok();
+    assert!(fake.logins().iter().all(|l| l.ends_with("ApiKey aWQ6c2VjcmV0")), "{:?}", fake.logins());
+    let error = json!({"type": "security_exception", "reason": "unable to authenticate with provided credentials"});
+    fake.instead("nodes", Reply::Json(401, json!({"error": error, "status": 401})));
+    let ran = at.run(&["-vvv", "backup", "--cadence", "daily"]);
+    assert_eq!(ran.code, 77, "{ran:#?}");
+    assert!(ran.stderr.contains("unable to authenticate with provided credentials (HTTP status 401)"), "{ran:#?}");
+    assert!(ran.stderr.contains("hint: check `username` and `password`, or `api_key`, of the service."), "{ran:#?}");
+    assert!(!ran.stderr.contains("aWQ6"), "{ran:#?}");
+    fake.heal();
+}
+
+#[test]
+fn a_restore_that_has_no_room_is_refused_before_it_begins() {
+    let fake = Fake::start();
+    let at = Deployment::new(&fake.url, SEARCH, KEEP);
+    at.run(&["backup"]).ok();
+    let ran = at.run(&["restore", "search", "latest", "--replace"]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    // Two indices of 1000 bytes, twice for a while, in place of as much; a tenth of what is free stays free.
+    assert!(ran.stderr.contains("there is no room: 2.0 KiB are needed, 1.8 KiB may be used"), "{ran:#?}");
+    assert!(ran.stderr.contains("hint: choose fewer indices with `--index`, or add room."), "{ran:#?}");
+    let drilled = at.run(&["drill"]);
+    assert_eq!(drilled.code, 1, "{drilled:#?}");
+    assert!(drilled.stderr.contains("there is no room"), "{drilled:#?}");
+}
+
+#[test]
 fn what_the_store_does_not_say_is_unknown_and_nothing_is_removed() {
     let fake = Fake::start();
     let at = Deployment::new(&fake.url, SEARCH, KEEP);
@@ -177,8 +212,16 @@ fn what_the_store_does_not_say_is_unknown_and_nothing_is_removed() {
     let before = fake.snapshots();
     drop(at.run(&["prune"]));
     assert_eq!(fake.snapshots(), before);
+    let oldest = at.points()[0].0.clone();
+    let refused = at.run(&["prune", "search", "--point", &oldest]);
+    assert_eq!(refused.code, 73, "{refused:#?}");
+    let text = format!("{oldest} stays at local: the store could not be asked for its snapshots: ");
+    assert!(refused.stderr.contains(&text), "{refused:#?}");
+    assert_eq!((fake.snapshots(), at.points().len()), (before, 2));
     fake.heal();
     assert!(at.points().iter().all(|(_, state)| state == "complete"));
+    at.run(&["prune", "search", "--point", &oldest]).ok();
+    assert_eq!(at.points().len(), 1);
 }
 
 /// A server with a certificate of a private authority in `dir`; it ends with its standard input, and answers with a page.

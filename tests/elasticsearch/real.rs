@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::common::search::{Deployment, ELASTICSEARCH, Node, OPENSEARCH, asked_for, shared};
 
 /// Two repositories, and the indices of one test only: the node is shared.
-fn deployment(node: &Node, name: &str, more: &str) -> Deployment {
+pub(super) fn deployment(node: &Node, name: &str, more: &str) -> Deployment {
     let search = format!(
         "      include: ['{name}-*']\n      wait_for_others: 5m\n      repositories:\n        \
          {name}-a: {{fs: {{location: {name}-a}}}}\n        {name}-b: {{fs: {{location: {name}-b}}}}\n"
@@ -15,7 +15,7 @@ fn deployment(node: &Node, name: &str, more: &str) -> Deployment {
     Deployment::new(&node.url, &search, &format!("    keep: {{daily: 3}}\n{more}"))
 }
 
-fn both(test: impl Fn(&Node)) {
+pub(super) fn both(test: impl Fn(&Node)) {
     let engines = asked_for().map_or(vec![OPENSEARCH, ELASTICSEARCH], |e| vec![e]);
     for node in engines.into_iter().filter_map(shared) {
         test(&node);
@@ -23,7 +23,7 @@ fn both(test: impl Fn(&Node)) {
 }
 
 /// Every file with documents of a repository.
-fn blobs(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn blobs(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()) {
         let path = entry.path();

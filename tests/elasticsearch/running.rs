@@ -23,7 +23,7 @@ fn node(engine: Engine) -> Option<Node> {
 const SLOW: &str = "      include: ['slow-*']\n      wait_for_others: 1s\n      repositories:\n        \
                     slow: {fs: {location: slow}, settings: {max_snapshot_bytes_per_sec: 10kb}}\n";
 const FAST: &str = "      include: ['slow-*']\n      wait_for_others: 1s\n      repositories:\n        \
-                    slow: {fs: {location: slow}}\n";
+                    slow: {fs: {location: slow}, settings: {max_snapshot_bytes_per_sec: 40mb}}\n";
 const KEEP: &str = "    keep: {daily: 3}\n";
 
 /// The snapshot that runs in a repository.
@@ -136,4 +136,87 @@ fn a_server_that_is_killed_meanwhile_leaves_no_restore_point() {
     node.must("DELETE", "/slow-a", None);
     at.run(&["restore", "search", "latest"]).ok();
     assert_eq!(node.documents("slow-a").len(), 11);
+}
+
+/// Restores of this node take long, or no longer.
+fn slow_restores(node: &Node, slow: bool) {
+    let rate = if slow { json!("10kb") } else { serde_json::Value::Null };
+    node.must("PUT", "/_cluster/settings", Some(&json!({"transient": {"indices.recovery.max_bytes_per_sec": rate}})));
+}
+
+/// Names of indices that begin so.
+fn indices(node: &Node, start: &str) -> Vec<String> {
+    let found = node.must("GET", "/_cluster/state/metadata?filter_path=metadata.indices.*.state", None);
+    let names = found["metadata"]["indices"].as_object().into_iter().flatten().map(|(name, _)| name.clone());
+    names.filter(|n| n.starts_with(start)).collect()
+}
+
+/// Runs the program until an index is there whose name begins so, and ends it by `signal`; the index.
+fn interrupted(node: &Node, at: &Deployment, args: &[&str], start: &str, signal: Signal) -> String {
+    let mut child = at.command(args).spawn().unwrap();
+    let mut left = Vec::new();
+    until("the copy is there", || {
+        left = indices(node, start);
+        !left.is_empty() || child.try_wait().unwrap().is_some()
+    });
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    let ran = ended(child);
+    assert_eq!(ran.code, if signal == Signal::SIGKILL { -1 } else { 143 }, "{ran:#?}");
+    left.pop().unwrap()
+}
+
+#[test]
+fn what_a_killed_drill_left_is_removed_by_the_next() {
+    let Some((node, _guard)) = shared_node() else { return };
+    let at = Deployment::new(&node.url, FAST, KEEP);
+    at.run(&["backup"]).ok();
+    slow_restores(&node, true);
+    interrupted(&node, &at, &["drill"], "backstay-drill-search_", Signal::SIGTERM);
+    assert_eq!(indices(&node, "backstay-"), [""; 0], "a stopped one clears up");
+    let left = interrupted(&node, &at, &["drill"], "backstay-drill-search_", Signal::SIGKILL);
+    assert_eq!(indices(&node, "backstay-"), [left]);
+    slow_restores(&node, false);
+    at.run(&["backup", "--manual"]).ok();
+    let newest = at.points().pop().unwrap().0;
+    assert_eq!(at.manifest(&newest)["counts"]["indices"], 1, "a copy of a drill is not captured");
+    at.run(&["drill"]).ok();
+    assert_eq!(indices(&node, "backstay-"), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_restore_left_is_removed_by_the_next_run() {
+    let Some((node, _guard)) = shared_node() else { return };
+    let at = Deployment::new(&node.url, FAST, KEEP);
+    at.run(&["backup"]).ok();
+    let before = node.documents("slow-a");
+    let foreign = "backstay-restore-search-more_0a1b2c3d_012345_slow-a";
+    node.fill(foreign, 1, 1);
+    let restore = ["restore", "search", "latest", "--replace"];
+    let killed = || {
+        slow_restores(&node, true);
+        let left = interrupted(&node, &at, &restore, "backstay-restore-search_", Signal::SIGKILL);
+        slow_restores(&node, false);
+        assert_eq!(indices(&node, "backstay-"), [foreign.to_owned(), left.clone()]);
+        left
+    };
+    killed();
+    at.run(&["backup", "--manual"]).ok();
+    assert_eq!(indices(&node, "backstay-"), [foreign], "by the next backup");
+    killed();
+    at.run(&restore).ok();
+    assert_eq!((indices(&node, "backstay-"), node.documents("slow-a")), (vec![foreign.to_owned()], before.clone()));
+
+    // It may be all that is left of an index.
+    let left = killed();
+    node.must("DELETE", "/slow-a", None);
+    node.fill("slow-b", 1, 1);
+    let ran = at.run(&["backup", "--manual"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let said = format!("{left} stays: \"slow-a\" is not there, or not whole; reindex or remove it");
+    assert!(ran.stderr.contains(&said), "{ran:#?}");
+    assert!(indices(&node, "backstay-").contains(&left));
+    let point = at.points()[0].0.clone();
+    at.run(&["restore", "search", &point]).ok();
+    assert_eq!((indices(&node, "backstay-"), node.documents("slow-a")), (vec![foreign.to_owned()], before));
+    node.must("DELETE", &format!("/slow-b,{foreign}"), None);
 }

@@ -235,6 +235,7 @@ async fn archive_commands_subscriptions_and_libraries_of_production_never_run() 
         assert_eq!((fired(&marks), active.as_str()), (false, "f"), "a trap was sprung");
     }
     control(&taken, &marks, &publisher).await;
+    control_of_libraries(&taken_with_library).await;
 }
 
 /// Connects to a database without a trap.
@@ -246,14 +247,10 @@ fn quiet(server: &Server) -> backstay::config::PostgresConfig {
 
 /// The same copy without the drill's precautions: every trap springs.
 async fn control(taken: &Taken, marks: &Path, publisher: &Server) {
-    let target = tempfile::Builder::new().prefix("pg").tempdir().unwrap();
-    server_dir(target.path());
-    let source = Postgres::new(taken_config(target.path()));
-    let request = super::RestoreRequest { to: Some(target.path().join("data")), ..Default::default() };
-    source.restore(&context("test", taken.work.path()), &taken.point(), &request).await.unwrap();
-    let copy = Server { data: target.path().join("data"), dir: target };
-    copy.settle(copy.dir.path());
+    let copy = plain_copy(taken).await;
     copy.up();
+    let refused = copy.try_sql("postgres", "select 1").unwrap_err();
+    assert!(refused.contains("no_such_library"), "{refused}");
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     let mut seen = (false, false);
     while seen != (true, true) {
@@ -263,6 +260,25 @@ async fn control(taken: &Taken, marks: &Path, publisher: &Server) {
         seen = (seen.0 || fired(marks), seen.1 || active == "t");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+async fn plain_copy(taken: &Taken) -> Server {
+    let target = tempfile::Builder::new().prefix("pg").tempdir().unwrap();
+    server_dir(target.path());
+    let source = Postgres::new(taken_config(target.path()));
+    let request = super::RestoreRequest { to: Some(target.path().join("data")), ..Default::default() };
+    source.restore(&context("test", taken.work.path()), &taken.point(), &request).await.unwrap();
+    let copy = Server { data: target.path().join("data"), dir: target };
+    copy.settle(copy.dir.path());
+    copy
+}
+
+/// And a library that is preloaded, but not there, keeps the whole server from starting.
+async fn control_of_libraries(taken: &Taken) {
+    let copy = plain_copy(taken).await;
+    let said = copy.try_up().unwrap_err();
+    let log = std::fs::read_to_string(copy.dir.path().join("log")).unwrap_or_default();
+    assert!(log.contains("could not access file \"no_such_library\""), "{said}\n{log}");
 }
 
 fn taken_config(socket: &Path) -> backstay::config::PostgresConfig {

@@ -311,3 +311,66 @@ fn a_store_that_fails_is_not_asked_for_every_point_it_missed() {
     let said = d.run(&["backup"]).ok();
     assert_eq!(said.matches(" there from local, it was missing").count(), 4, "{said}");
 }
+
+#[test]
+fn a_point_in_an_archive_class_needs_thaw() {
+    for (server, style) in [(FaultServer::start(), ""), (FaultServer::start_versioned(), ", key_style: versioned")] {
+        let more = format!(", retries: 2{style}");
+        let d = Deployment::new(server.endpoint(), BUCKET, (ACCESS, SECRET), &more, "");
+        d.run(&["backup"]).ok();
+        d.run(&["drill"]).ok();
+        server.freeze("data.tar");
+        let list = d.run(&["list"]).ok();
+        assert!(list.contains("complete: needs thaw"), "{list}");
+        let plan = d.run(&["restore", "blobs", "latest", "--plan"]).ok();
+        assert!(plan.contains("   needs thaw, which takes a store hours"), "{plan}");
+        assert!(!plan.contains("takes about"), "the last drill says nothing about a store that thaws: {plan}");
+        let command =
+            plan.lines().find_map(|l| l.strip_prefix("     aws s3api restore-object --bucket backups --key "));
+        assert!(command.is_some_and(|c| c.contains("data.tar") && c.ends_with(" --restore-request Days=7")), "{plan}");
+        assert_eq!(command.is_some_and(|c| c.contains("--version-id ")), !style.is_empty(), "{plan}");
+        let out = d.path("out");
+        for args in
+            [&["restore", "blobs", "latest", "--to", out.to_str().unwrap()][..], &["drill"], &["drill", "--random"]]
+        {
+            let ran = d.run(args);
+            assert_eq!(ran.code, 69, "{args:?}: {ran:#?}");
+            assert!(
+                ran.stderr.contains(" needs thaw: 1 of its objects lie in an archive class at offsite"),
+                "{ran:#?}"
+            );
+            assert!(ran.stderr.contains("hours later: `aws s3api restore-object --bucket backups --key "), "{ran:#?}");
+        }
+        assert!(!out.exists() && server.calls().last() != Some(&"GetObject"), "it is known before anything is read");
+        // What a listing did not say is said by the read.
+        let verify = d.run(&["verify", "blobs", "--level", "digest"]);
+        assert!(verify.code == 69 && verify.stderr.contains("InvalidObjectState"), "{verify:#?}");
+        server.thaw();
+        assert!(!d.run(&["list"]).ok().contains("thaw"));
+        d.run(&["restore", "blobs", "latest", "--to", out.to_str().unwrap()]).ok();
+        let read = |dir: &str| std::fs::read(d.path(dir).join("noise")).unwrap();
+        assert!(read("out") == read("blobs"));
+    }
+}
+
+#[test]
+fn a_drill_chooses_what_can_be_read_and_a_manifest_in_an_archive_class_hides_no_other_point() {
+    let server = FaultServer::start();
+    let d = Deployment::with(&server, "");
+    d.run(&["backup", "--manual"]).ok();
+    let old = d.listed("offsite").remove(0);
+    d.run(&["backup", "--manual"]).ok();
+    server.freeze(&format!("{old}/data.tar"));
+    for _ in 0..5 {
+        let said = d.run(&["drill", "--random"]).ok();
+        assert!(!said.contains(&old), "{said}");
+    }
+    let objects = || server.objects().iter().filter(|o| o.key.contains(&old)).count();
+    let before = objects();
+    server.freeze(&format!("{old}/manifest.json"));
+    let list = d.run(&["list"]).ok();
+    assert!(list.contains(&format!("{old} is left alone: ")) && list.contains("its manifest needs thaw: "), "{list}");
+    assert_eq!(d.listed("offsite").len(), 1);
+    d.run(&["prune"]).ok();
+    assert_eq!(objects(), before, "what cannot be read is not removed");
+}

@@ -315,7 +315,7 @@ async fn a_wrong_clock_is_said() {
 async fn a_read_that_breaks_off_is_resumed() {
     let server = FaultServer::start_versioned();
     let place = in_memory(&server);
-    let bytes = sample(PART + 9);
+    let bytes = sample(PART);
     let at = put(&place, "k", PutMode::Versioned, &bytes).await.expect("stored");
     for at in [&at, &Location::newest("k")] {
         server.clear_faults();

@@ -164,10 +164,18 @@ impl Found {
             self.wrong("part_size", "must be 5MiB to 5GiB");
         }
         self.at_least_one("concurrency", s3.concurrency);
+        self.at_least_one("download_concurrency", s3.download_concurrency);
         if s3.upload_memory().0 / 2 < s3.part_size.0 {
             self.wrong("upload_memory", "must have room for two parts of `part_size`");
         }
         self.longer_than_nothing("call_timeout", s3.call_timeout);
+        if matches!(s3.storage_class.as_deref(), Some("GLACIER" | "DEEP_ARCHIVE")) {
+            self.wrong_hint(
+                "storage_class",
+                "is an archive class: nothing could be read back, not even what points there are".to_owned(),
+                "let a lifecycle rule of the bucket move old objects there, but no manifests.",
+            );
+        }
         if let Some(ca_file) = &s3.ca_file {
             self.absolute("ca_file", ca_file);
         }

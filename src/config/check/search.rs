@@ -19,6 +19,7 @@ impl Found {
         for (name, repository) in &search.repositories {
             self.at(&["repositories", name], |f| f.repository(name, repository, config));
         }
+        self.archives(search, service, config);
         self.longer_than_nothing("snapshot_timeout", search.snapshot_timeout);
         self.longer_than_nothing("call_timeout", search.call_timeout);
         if search.snapshot_timeout.0 >= service.timeout.0 {
@@ -89,8 +90,32 @@ impl Found {
         }
     }
 
-    /// A manifest whose snapshots are gone everywhere is no restore point.
+    fn archives(&mut self, search: &ElasticsearchConfig, service: &Service, config: &Config) {
+        let mut first: Option<&String> = None;
+        for (name, repository) in search.repositories.iter().filter(|(_, r)| r.archive) {
+            let key = format!("repositories.{name}.archive");
+            if let Some(first) = first {
+                let message = format!("\"{first}\" is archived too");
+                self.wrong_hint(&key, message, "they hold the same: leave it out of one of them.");
+            }
+            first.get_or_insert(name);
+            let Some(fs) = &repository.fs else {
+                self.wrong(&key, "only an `fs` repository has a directory");
+                continue;
+            };
+            let copies = config.destinations.values().filter_map(|d| Some(d.local.as_ref()?.path.as_path()));
+            for dir in service.backup_dir.as_deref().into_iter().chain(copies).filter(|d| d.starts_with(&fs.location)) {
+                let message = format!("would archive itself: \"{}\" lies in it", dir.display());
+                self.wrong(&format!("repositories.{name}.fs.location"), message);
+            }
+        }
+    }
+
+    /// A manifest whose snapshots are gone everywhere is no restore point, unless it has the files too.
     fn records_have_snapshots(&mut self, service: &Service) {
+        if service.elasticsearch.iter().flat_map(|e| e.repositories.values()).any(|r| r.archive) {
+            return;
+        }
         let wanted = service.widest_keep();
         let keeps = service.repository_keeps();
         for cadence in wanted.cadences() {

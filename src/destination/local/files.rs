@@ -82,6 +82,7 @@ pub(super) fn object(key: String, meta: &Metadata) -> ObjectMeta {
         modified: modified(meta),
         latest: true,
         delete_marker: false,
+        archived: false,
     }
 }
 

@@ -182,6 +182,13 @@ impl Call<'_> {
             "EntityTooLarge" | "EntityTooSmall" => {
                 some(K::Config, "the store takes no parts of this size: change `part_size`.")
             }
+            "InvalidObjectState" => (
+                K::Archived,
+                Some(format!(
+                    "it lies in an archive class: thaw it, and try again when that is done, hours later: `{}`.",
+                    thaw_command(self.bucket, self.key, None)
+                )),
+            ),
             "PreconditionFailed" => (K::AlreadyExists, None),
             "NotImplemented" | "MethodNotAllowed" => (K::Failed, None),
             "SlowDown" | "Throttling" | "TooManyRequests" | "InternalError" | "ServiceUnavailable" => {
@@ -217,6 +224,12 @@ impl Call<'_> {
             _ => (ErrorKind::Failed, None),
         }
     }
+}
+
+/// The command that makes an object of an archive class readable for a week.
+pub(super) fn thaw_command(bucket: &str, key: &str, version: Option<&str>) -> String {
+    let version = version.map(|v| format!(" --version-id {v}")).unwrap_or_default();
+    format!("aws s3api restore-object --bucket {bucket} --key {key}{version} --restore-request Days=7")
 }
 
 /// Turns a refusal because of missing rights into `None`.

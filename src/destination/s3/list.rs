@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::Inner;
 use super::errors::{Call, is_not_implemented, unless_denied};
-use super::object::{length, time};
+use super::object::{is_archive, length, time};
 use crate::destination::{Location, ObjectMeta};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -63,6 +63,7 @@ impl Inner {
                     modified: time(object.last_modified.as_ref()),
                     latest: true,
                     delete_marker: false,
+                    archived: is_archive(object.storage_class.as_ref().map(|c| c.as_str())),
                 });
             }
             for common in page.common_prefixes.unwrap_or_default() {
@@ -105,6 +106,7 @@ impl Inner {
                     modified: time(v.last_modified.as_ref()),
                     latest: v.is_latest.unwrap_or(false),
                     delete_marker: false,
+                    archived: is_archive(v.storage_class.as_ref().map(|c| c.as_str())),
                 });
             }
             for m in page.delete_markers.unwrap_or_default() {
@@ -115,6 +117,7 @@ impl Inner {
                     modified: time(m.last_modified.as_ref()),
                     latest: m.is_latest.unwrap_or(false),
                     delete_marker: true,
+                    archived: false,
                 });
             }
             let marker = page.next_key_marker.map(|key| (key, page.next_version_id_marker));

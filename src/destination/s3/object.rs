@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use aws_sdk_s3::types::BucketVersioningStatus;
+use aws_sdk_s3::types::{BucketVersioningStatus, StorageClass};
 use chrono::{DateTime, Utc};
 
 use super::Inner;
@@ -41,6 +41,16 @@ pub(super) fn length(n: Option<i64>) -> u64 {
     n.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
 }
 
+/// Whether objects of this class can only be read after they were thawed.
+pub(super) fn is_archive(class: Option<&str>) -> bool {
+    matches!(class, Some("GLACIER" | "DEEP_ARCHIVE"))
+}
+
+/// Whether `x-amz-restore` says that there is a readable copy.
+fn is_thawed(restore: Option<&str>) -> bool {
+    restore.is_some_and(|text| text.contains("ongoing-request=\"false\""))
+}
+
 impl Inner {
     /// Looks at one object.
     pub(super) async fn head(&self, at: &Location) -> Result<Option<Found>> {
@@ -70,6 +80,7 @@ impl Inner {
                 request.set_version_id(at.version.clone()).send()
             })
             .await?;
+        let class = found.storage_class.as_ref().map(StorageClass::as_str);
         Ok(Found {
             meta: ObjectMeta {
                 location: at.clone(),
@@ -77,6 +88,7 @@ impl Inner {
                 modified: time(found.last_modified.as_ref()),
                 latest: at.version.is_none(),
                 delete_marker: false,
+                archived: (is_archive(class) || found.archive_status.is_some()) && !is_thawed(found.restore.as_deref()),
             },
             token: found.metadata.as_ref().and_then(|m| m.get(TOKEN).cloned()),
             version: found.version_id,

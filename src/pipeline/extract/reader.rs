@@ -17,6 +17,28 @@ pub struct TarReader<R> {
     left: u64,
     padding: u64,
     buffer: Vec<u8>,
+    strip: Strip,
+}
+
+/// Whether all names begin with the path of the directory that was archived, which is taken off.
+#[derive(Debug)]
+enum Strip {
+    No,
+    /// The first member will say it.
+    FirstMember,
+    Prefix(Vec<u8>),
+}
+
+impl Strip {
+    /// What stands behind the prefix.
+    fn rest(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let Self::Prefix(prefix) = self else { return Ok(path.to_vec()) };
+        match path.strip_prefix(prefix.as_slice()) {
+            Some([]) => Ok(b".".to_vec()),
+            Some([b'/', rest @ ..]) if !rest.is_empty() => Ok(rest.to_vec()),
+            _ => Err(damaged(&format!("{} is not below {}", super::show(path), super::show(prefix)))),
+        }
+    }
 }
 
 /// One member and how its content is laid out.
@@ -47,7 +69,13 @@ impl Extension {
 impl<R: Read> TarReader<R> {
     /// Reads from the beginning of an archive.
     pub fn new(from: R) -> Self {
-        Self { from, left: 0, padding: 0, buffer: vec![0; 256 * 1024] }
+        Self { from, left: 0, padding: 0, buffer: vec![0; 256 * 1024], strip: Strip::No }
+    }
+
+    /// Reads an archive whose first member is the directory that was archived, with its path: absolute, or without
+    /// the first slash. That path is taken off all names, and nothing else; a name outside of it is an error.
+    pub fn stripped(from: R) -> Self {
+        Self { strip: Strip::FirstMember, ..Self::new(from) }
     }
 
     /// The next member; `None` after the end mark. What is left of the content of the last one is skipped.
@@ -69,9 +97,27 @@ impl<R: Read> TarReader<R> {
                 b'g' => drop(self.extension(size)?),
                 b'L' => extension.path = Some(until_nul(&self.extension(size)?).to_vec()),
                 b'K' => extension.link = Some(until_nul(&self.extension(size)?).to_vec()),
-                flag => return self.member(&header, flag, size, &extension).map(Some),
+                flag => {
+                    let mut found = self.member(&header, flag, size, &extension)?;
+                    self.take_off(&mut found.member)?;
+                    return Ok(Some(found));
+                }
             }
         }
+    }
+
+    fn take_off(&mut self, member: &mut Member) -> Result<()> {
+        if matches!(self.strip, Strip::FirstMember) {
+            if member.kind != MemberKind::Directory {
+                return Err(damaged("it does not begin with the directory that was archived"));
+            }
+            self.strip = Strip::Prefix(member.path.clone());
+        }
+        member.path = self.strip.rest(&member.path)?;
+        if member.kind == MemberKind::Hardlink {
+            member.link = self.strip.rest(&member.link)?;
+        }
+        Ok(())
     }
 
     /// The next bytes of the present member's content; `None` at its end.

@@ -16,7 +16,7 @@ use crate::pipeline::bridge::{self, Bridge, blocking};
 use crate::pipeline::extract::{self, Extracted, Rules};
 use crate::pipeline::owner;
 use crate::pipeline::place::Place;
-use crate::source::{Context, PointReader, RestoreRequest, Restored, Verified};
+use crate::source::{Context, LegacyReader, PointReader, RestoreRequest, Restored, Verified};
 
 /// Counts of the manifest that a restore must reach.
 const COMPARED: [&str; 6] = ["files", "directories", "symlinks", "hardlinks", "other", "bytes"];
@@ -55,6 +55,27 @@ pub(super) async fn restore(
         let gone = removed.iter().map(|path| format!("removed {}, left by a restore that was killed", path.display()));
         restored.notes.extend(gone);
         Ok(restored)
+    };
+    let outcome = blocking(work).await;
+    drop(guard);
+    outcome
+}
+
+/// See [`crate::source::Source::restore_legacy`].
+pub(super) async fn legacy(own: &Path, cx: &Context, old: LegacyReader, request: &RestoreRequest) -> Result<Restored> {
+    request.refuse_indices()?;
+    refuse_foreign(request)?;
+    let owner = request.owner.as_deref().map(owner::parse).transpose()?;
+    let target = request.to.clone().unwrap_or_else(|| own.to_path_buf());
+    let stop = cx.cancel.child_token();
+    let guard = stop.clone().drop_guard();
+    let place = Place::prepare(&target, request.replace, cx.clock.now())?;
+    place.check_space(old.stored_bytes, 0)?;
+    let data = BufReader::with_capacity(512 * 1024, Bridge::new(old.plain, &stop));
+    let work = move || -> Result<Restored> {
+        let done = extract::extract_stripped(data, &place.partial, Rules { owner }, &|_| true)?;
+        let (target, old_data) = place.settle()?;
+        Ok(restored(&target, old_data, done, owner.is_some()))
     };
     let outcome = blocking(work).await;
     drop(guard);

@@ -275,7 +275,7 @@ async fn config_beside(
 }
 
 /// Refuses to touch the files of a running node.
-async fn refuse_running(node: &Node, target: &Path, own: bool) -> Result<()> {
+pub(super) async fn refuse_running(node: &Node, target: &Path, own: bool) -> Result<()> {
     if own && node.answers().await {
         return Err(Error::new(ErrorKind::Refused, "the node is up, and its files would be replaced")
             .hint("stop it first, let `--start` stop and start it, or restore elsewhere with `--to`."));
@@ -309,7 +309,13 @@ async fn run_command(cx: &Context, what: &str, command: &[String]) -> Result<()>
     })
 }
 
-async fn stop(source: &Couchdb, cx: &Context, node: &Node, target: &Path, wait: Option<Duration>) -> Result<()> {
+pub(super) async fn stop(
+    source: &Couchdb,
+    cx: &Context,
+    node: &Node,
+    target: &Path,
+    wait: Option<Duration>,
+) -> Result<()> {
     if !node.answers().await && user_of(target).is_none() {
         return Ok(());
     }
@@ -325,7 +331,7 @@ async fn stop(source: &Couchdb, cx: &Context, node: &Node, target: &Path, wait: 
     })
 }
 
-async fn start(source: &Couchdb, cx: &Context, node: &Node, wait: Option<Duration>) -> Result<()> {
+pub(super) async fn start(source: &Couchdb, cx: &Context, node: &Node, wait: Option<Duration>) -> Result<()> {
     run_command(cx, "start", &source.config.start).await?;
     let wait = wait.unwrap_or(WAIT);
     let up = async {

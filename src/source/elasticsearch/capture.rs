@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::archive;
 use super::client::{Client, Refusal};
 use super::indices::{self, Patterns, Wanted};
 use super::inventory::{self, Line};
 use super::repository;
+use super::restore::temporary;
 use super::snapshot::{self, Verdict};
 use super::version::{self, Version};
 use crate::artefact::ArtefactSink;
@@ -35,6 +37,11 @@ struct Outcome {
     failed: Vec<(String, Error)>,
 }
 
+/// What to do, for a text in the middle of others.
+fn advice(err: &Error) -> String {
+    err.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"))
+}
+
 /// See [`crate::source::Source::backup`].
 pub(super) async fn backup(
     config: &ElasticsearchConfig,
@@ -44,8 +51,15 @@ pub(super) async fn backup(
 ) -> Result<Captured> {
     let version = version::ask(client).await?;
     let mut capture = Capture { config, client, cx, version, wanted: Wanted::default() };
-    capture.choose().await?;
     let mut warnings = Vec::new();
+    // A backup and a restore of a service never run at the same time.
+    let left = temporary::sweep(client, cx, &indices::all(client).await?).await;
+    let left = left.unwrap_or_else(|err| vec![err.chain()]);
+    if !left.is_empty() {
+        left.iter().for_each(|text| cx.monitor.warn(text));
+        warnings.push(format!("{} temporary indices of a restore that was killed are not removed", left.len()));
+    }
+    capture.choose().await?;
     let red = indices::red(client).await?;
     let countable: BTreeSet<String> =
         capture.wanted.indices.iter().map(|i| &i.name).filter(|n| !red.contains(*n)).cloned().collect();
@@ -69,6 +83,7 @@ pub(super) async fn backup(
     let mut captured = capture.captured(&lines, external);
     captured.suspect.extend(suspect);
     captured.missed = missed;
+    capture.archive(sink, &mut captured).await?;
     captured.warnings = warnings;
     Ok(captured)
 }
@@ -156,7 +171,6 @@ impl Capture<'_> {
     /// Which snapshots the point rests on, why it is suspect, and what is missing.
     async fn conclude(&self, outcome: Outcome) -> Result<(Vec<External>, Vec<String>, Vec<String>)> {
         let Outcome { whole, partial, failed } = outcome;
-        let advice = |err: &Error| err.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
         let mut missed: Vec<String> =
             failed.iter().map(|(name, err)| format!("repository {name}: {}{}", err.chain(), advice(err))).collect();
         missed.extend(partial.iter().map(|(e, why, _)| format!("repository {}: {why}", e.repository)));
@@ -174,6 +188,24 @@ impl Capture<'_> {
             return Ok((partial.into_iter().map(|(e, ..)| e).collect(), suspect, missed));
         }
         Err(in_none(failed, &missed))
+    }
+
+    /// The snapshots stay good without it: what goes wrong here makes the point incomplete.
+    async fn archive(&self, sink: &dyn ArtefactSink, captured: &mut Captured) -> Result<()> {
+        for (name, repository) in self.config.repositories.iter().filter(|(_, r)| r.archive) {
+            let external = captured.external.iter().find(|e| &e.repository == name);
+            let (Some(external), Some(fs)) = (external, &repository.fs) else { continue };
+            let wait = self.config.wait_for_others.0;
+            match archive::store(self.client, self.cx, sink, &fs.location, external, wait).await {
+                Ok(archived) => archived.describe(name, captured),
+                Err(err) if err.kind == ErrorKind::Cancelled => return Err(err),
+                Err(err) => {
+                    let text = format!("the archive of repository {name}: {}{}", err.chain(), advice(&err));
+                    captured.missed.push(text);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn captured(&self, lines: &[Line], external: Vec<External>) -> Captured {

@@ -6,6 +6,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde_json::Value;
 
 use super::client::{Client, part};
+use super::restore::temporary::is_temporary;
 use super::version::Version;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -113,7 +114,7 @@ pub(super) fn choose(all: &[Index], include: &Patterns, exclude: &Patterns) -> W
         let name = index.data_stream.as_ref().unwrap_or(&index.name);
         let own = name.starts_with('.') || index.system;
         let chosen = if include.is_empty() { !own } else { include.matches(name) };
-        if !chosen || exclude.matches(name) {
+        if !chosen || exclude.matches(name) || is_temporary(name) {
             continue;
         }
         if !index.open {
@@ -215,6 +216,7 @@ mod tests {
             named(".kibana", None),
             named("tasks", None),
             named("closed", None),
+            named("backstay-drill-search_0a1b2c3d_a", None),
             named(".ds-logs-1", Some("logs")),
             named(".ds-logs-2", Some("logs")),
         ];

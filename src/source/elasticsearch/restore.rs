@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::archive;
 use super::client::{Client, part};
 use super::indices::{self, Size};
 use super::inventory::{self, Line};
@@ -21,6 +22,7 @@ use plan::{Job, Plan, Renaming};
 
 pub(super) mod drill;
 mod plan;
+pub(super) mod temporary;
 mod watch;
 
 /// Of what is free on the nodes, so much may be used, in percent.
@@ -31,6 +33,7 @@ const TORN: &str = "is not whole in the snapshot";
 /// One restore.
 struct Restore<'a> {
     client: &'a Client,
+    cx: &'a Context,
     version: Version,
     request: &'a RestoreRequest,
     plan: Plan,
@@ -58,18 +61,25 @@ pub(super) async fn restore(
     let made_by = point.manifest.server_version.as_deref().and_then(Version::parse);
     let lines = inventory::read(point).await?;
     let there = indices::all(client).await?;
+    let left = temporary::sweep(client, cx, &there).await?;
     let plan = plan::plan(&lines, request, &there)?;
     let oldest = plan.jobs.iter().map(|j| Version::of_index(j.line.created)).min_by_key(Version::age);
     if let Some(why) = version::obstacle(made_by, oldest, version) {
         return Err(Error::new(ErrorKind::Refused, "this cluster cannot read the snapshot").caused_by(why));
     }
-    let usable = usable(config, client, point).await?;
-    let mut restore = Restore { client, version, request, plan, notes: Vec::new(), lost: BTreeSet::new() };
+    let found = look(config, client, point).await;
+    found.refuse_none(point)?;
+    let mut restore = Restore { client, cx, version, request, plan, notes: Vec::new(), lost: BTreeSet::new() };
     restore.refuse_without_room().await?;
     let restored = tokio::select! {
-        done = restore.run(&usable) => done?,
+        done = restore.run(&found.usable) => done?,
         () = cx.cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "the restore was stopped")),
     };
+    if !left.is_empty() {
+        // What they were to replace may be there by now.
+        let there = indices::all(client).await?;
+        restore.notes.extend(temporary::sweep(client, cx, &there).await?);
+    }
     let counts = BTreeMap::from([
         ("indices".to_owned(), restore.plan.jobs.len() as u64),
         ("documents".to_owned(), restored.values().map(|s| s.documents).sum()),
@@ -81,15 +91,15 @@ pub(super) async fn restore(
 pub(super) async fn verify(config: &ElasticsearchConfig, client: &Client, point: &PointReader) -> Result<Verified> {
     let lines = inventory::read(point).await?;
     let mut verified = Verified { counts: point.manifest.counts.clone(), ..Verified::default() };
-    let found = match usable(config, client, point).await {
-        Ok(found) => found,
+    let found = look(config, client, point).await;
+    match found.refuse_none(point) {
         Err(err) if err.kind == ErrorKind::Corrupt => {
             verified.problems.push(err.chain());
             return Ok(verified);
         }
-        Err(err) => return Err(err),
-    };
-    for Usable { external, seen } in found {
+        other => other?,
+    }
+    for Usable { external, seen } in &found.usable {
         let missing = lines.keys().filter(|i| !seen.indices.contains(i)).count();
         if missing > 0 {
             let text = format!("snapshot {} lacks {missing} of {} indices", external.name, lines.len());
@@ -97,6 +107,16 @@ pub(super) async fn verify(config: &ElasticsearchConfig, client: &Client, point:
         }
     }
     Ok(verified)
+}
+
+/// With `--to`, files are restored and no indices.
+pub(super) fn refuse_cluster_flags(request: &RestoreRequest) -> Result<()> {
+    request.refuse_indices()?;
+    if request.rename.is_some() {
+        return Err(Error::new(ErrorKind::Usage, "--to restores the files of a repository, and --as names indices")
+            .hint("restore the files, register them as a repository, and restore indices from that."));
+    }
+    refuse_foreign(&RestoreRequest { to: None, owner: None, ..request.clone() })
 }
 
 fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
@@ -117,11 +137,33 @@ fn refuse_foreign(request: &RestoreRequest) -> Result<()> {
     }
 }
 
-/// The snapshots of a point that the cluster can read, in the order of the manifest.
-async fn usable<'a>(config: &ElasticsearchConfig, client: &Client, point: &'a PointReader) -> Result<Vec<Usable<'a>>> {
-    let mut found = Vec::new();
-    let mut problems = Vec::new();
-    let mut gone = true;
+/// What became of the snapshots of a point, in the order of the manifest.
+#[derive(Default)]
+struct Found<'a> {
+    usable: Vec<Usable<'a>>,
+    /// Those that the cluster does not have, or that cannot be used.
+    gone: Vec<String>,
+    /// Those that could not be looked at.
+    unread: Vec<String>,
+}
+
+impl Found<'_> {
+    fn refuse_none(&self, point: &PointReader) -> Result<()> {
+        if !self.usable.is_empty() {
+            return Ok(());
+        }
+        let kind = if self.unread.is_empty() { ErrorKind::Corrupt } else { ErrorKind::Unavailable };
+        let text = format!("no snapshot of {} can be read", point.manifest.id);
+        let err = Error::new(kind, text).caused_by([self.gone.as_slice(), &self.unread].concat().join("; "));
+        Err(match archive::read::of(&point.manifest) {
+            Some(_) => err.hint("the point has an archive of the repository: restore that into a directory with --to."),
+            None => err,
+        })
+    }
+}
+
+async fn look<'a>(config: &ElasticsearchConfig, client: &Client, point: &'a PointReader) -> Found<'a> {
+    let mut found = Found::default();
     for external in &point.manifest.external {
         let at = &external.repository;
         let outcome = async {
@@ -132,25 +174,18 @@ async fn usable<'a>(config: &ElasticsearchConfig, client: &Client, point: &'a Po
         };
         match outcome.await {
             Ok(Ok(seen)) => match seen.held_state() {
-                HeldState::Whole | HeldState::Partial => found.push(Usable { external, seen }),
-                _ => problems.push(format!("snapshot {} in repository {at} is {}", external.name, seen.state)),
+                HeldState::Whole | HeldState::Partial => found.usable.push(Usable { external, seen }),
+                _ => found.gone.push(format!("snapshot {} in repository {at} is {}", external.name, seen.state)),
             },
-            Ok(Err(no)) => {
-                gone &= no.status == 404;
-                problems.push(format!("repository {at}: {no}"));
+            // Of a repository that is not there, nobody can say what it holds.
+            Ok(Err(no)) if no.status == 404 && no.exception != "repository_missing_exception" => {
+                found.gone.push(format!("repository {at}: {no}"));
             }
-            Err(err) => {
-                gone = false;
-                problems.push(format!("repository {at}: {}", err.chain()));
-            }
+            Ok(Err(no)) => found.unread.push(format!("repository {at}: {no}")),
+            Err(err) => found.unread.push(format!("repository {at}: {}", err.chain())),
         }
     }
-    if found.is_empty() {
-        let kind = if gone { ErrorKind::Corrupt } else { ErrorKind::Unavailable };
-        let text = format!("no snapshot of {} can be read", point.manifest.id);
-        return Err(Error::new(kind, text).caused_by(problems.join("; ")));
-    }
-    Ok(found)
+    found
 }
 
 impl Restore<'_> {
@@ -160,13 +195,14 @@ impl Restore<'_> {
             return self.bring(usable, &free, self.plan.renaming.clone(), true).await;
         }
         // First all that is to replace something, under names of its own: if a file is lost, nothing was touched.
-        let mut random = [0u8; 3];
-        getrandom::fill(&mut random)
-            .map_err(|e| Error::new(ErrorKind::Io, "no random numbers").caused_by(e.to_string()))?;
-        let prefix = format!("backstay-restore-{}-", hex::encode(random));
-        let aside = |j: &Job| Job { target: format!("{prefix}{}", j.line.index), replaces: false, ..j.clone() };
+        let prefix = temporary::of_one_restore(self.cx)?;
+        let aside = |j: &Job| Job { target: format!("{prefix}{}", j.target), replaces: false, ..j.clone() };
         let temporary: Vec<Job> = over.iter().map(aside).collect();
-        let renaming = Renaming { pattern: "^(.+)$", replacement: format!("{prefix}$1") };
+        let renaming = match &self.plan.renaming {
+            Some(Renaming { pattern, replacement }) => (*pattern, format!("{prefix}{replacement}")),
+            None => ("^(.+)$", format!("{prefix}$1")),
+        };
+        let renaming = Renaming { pattern: renaming.0, replacement: renaming.1 };
         if let Err(err) = self.bring(usable, &temporary, Some(renaming), false).await {
             let hint = match &err.hint {
                 Some(hint) if err.kind == ErrorKind::Refused => hint.clone(),

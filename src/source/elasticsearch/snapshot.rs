@@ -32,13 +32,19 @@ const QUOTED: usize = 5;
 /// whose they are on clusters that keep no notes with a snapshot.
 pub(super) fn new_name(cx: &Context) -> Result<String> {
     let point = cx.point.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a backup without a point"))?;
+    Ok(format!("{point}_{}_{}", mark(&cx.agent_id), random_hex()?))
+}
+
+/// Six digits.
+pub(super) fn random_hex() -> Result<String> {
     let mut random = [0u8; 3];
     getrandom::fill(&mut random)
         .map_err(|e| Error::new(ErrorKind::Io, "no random numbers").caused_by(e.to_string()))?;
-    Ok(format!("{point}_{}_{}", mark(&cx.agent_id), hex::encode(random)))
+    Ok(hex::encode(random))
 }
 
-fn mark(agent_id: &str) -> String {
+/// Eight digits that tell installations apart.
+pub(super) fn mark(agent_id: &str) -> String {
     blake3::hash(agent_id.as_bytes()).to_hex()[..8].to_owned()
 }
 
@@ -265,25 +271,28 @@ pub(super) async fn wait(client: &Client, repository: &str, name: &str, limit: D
     }
 }
 
+/// Names and repositories of the snapshots that are being made.
+pub(super) async fn running(client: &Client) -> Result<Vec<(String, String)>> {
+    let what = "could not ask the cluster for running snapshots";
+    let json = client.must_get("/_snapshot/_status", what).await?;
+    let Some(running) = json["snapshots"].as_array() else {
+        return Err(Error::new(ErrorKind::Failed, what).caused_by("the answer is not whole"));
+    };
+    let text = |s: &Value, key: &str| s[key].as_str().unwrap_or("?").to_owned();
+    Ok(running.iter().map(|s| (text(s, "snapshot"), text(s, "repository"))).collect())
+}
+
 /// Waits until nobody makes a snapshot: concurrent ones have destroyed repositories.
 pub(super) async fn wait_for_others(client: &Client, cx: &Context, limit: Duration) -> Result<()> {
     let began = Instant::now();
     let mut told = false;
     let mut pause = LOOK.0;
     loop {
-        let what = "could not ask the cluster for running snapshots";
-        let json = client.must_get("/_snapshot/_status", what).await?;
-        let Some(running) = json["snapshots"].as_array() else {
-            return Err(Error::new(ErrorKind::Failed, what).caused_by("the answer is not whole"));
-        };
+        let running = running(client).await?;
         if running.is_empty() {
             return Ok(());
         }
-        let text = |s: &Value, key: &str| s[key].as_str().unwrap_or("?").to_owned();
-        let names: Vec<String> = running
-            .iter()
-            .map(|s| format!("{} in repository {}", text(s, "snapshot"), text(s, "repository")))
-            .collect();
+        let names: Vec<String> = running.iter().map(|(name, at)| format!("{name} in repository {at}")).collect();
         let names = names.join(", ");
         if began.elapsed() >= limit {
             return Err(Error::new(ErrorKind::Busy, format!("another snapshot is being made: {names}"))

@@ -124,6 +124,17 @@ impl Postgres {
         self.query(cx, &self.config.database, OCCUPANTS).await
     }
 
+    /// A dump goes into an empty cluster only.
+    pub(super) async fn refuse_occupied(&self, cx: &Context) -> Result<()> {
+        let occupants = self.occupants(cx).await?;
+        if occupants.is_empty() {
+            return Ok(());
+        }
+        let some = occupants[..occupants.len().min(8)].join(", ");
+        Err(Error::new(ErrorKind::Refused, format!("the cluster is not empty: {some}"))
+            .hint("a dump goes only into an empty cluster: make one with initdb or pg_createcluster, and name it in the configuration."))
+    }
+
     /// See [`crate::source::Source::restore`].
     pub(super) async fn restore_dump(
         &self,
@@ -139,12 +150,7 @@ impl Postgres {
             )
             .hint("restore it into an empty cluster, or use the method `databases` from now on."));
         }
-        let occupants = self.occupants(cx).await?;
-        if !occupants.is_empty() {
-            let some = occupants[..occupants.len().min(8)].join(", ");
-            return Err(Error::new(ErrorKind::Refused, format!("the cluster is not empty: {some}"))
-                .hint("a dump goes only into an empty cluster: make one with initdb or pg_createcluster, and name it in the configuration."));
-        }
+        self.refuse_occupied(cx).await?;
         self.apply_dump(cx, point).await?;
         Ok(Restored {
             target: self.server_name(),

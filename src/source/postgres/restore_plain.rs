@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::connect::require_space;
 use super::extract::{Extracted, blocking, extract};
 use super::place::{Owner, Place, give, owner};
+use super::start::{ARCHIVING_OFF, Start, is_its_own_place};
 use super::{Postgres, staged};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Artefact;
@@ -19,9 +20,6 @@ struct Part {
 
 /// Files that belong to a server that ran, not to the data.
 const STALE: &[&str] = &["postmaster.pid", "postmaster.opts"];
-/// Said of a copy that was started beside the server that it was taken of.
-const ARCHIVING_OFF: &str = "it was started with archive_mode=off, so that it writes nothing into another server's \
-    archive of WAL: a start without that option switches archiving on as its configuration says";
 /// Settings that make a server follow another.
 const FOLLOWING: &[&str] = &["primary_conninfo", "primary_slot_name"];
 
@@ -43,10 +41,11 @@ impl Postgres {
             return Err(Error::new(ErrorKind::Refused, "the server's configuration lies outside its data directory")
                 .hint("restore without --start, then start it as the system does (systemctl, pg_ctlcluster)."));
         }
-        let target = request.to.clone().or(self.config.data_dir.clone());
-        let target = target.or(attribute("data_directory").map(PathBuf::from)).ok_or_else(|| {
+        let own = self.config.data_dir.clone().or(attribute("data_directory").map(PathBuf::from));
+        let target = request.to.clone().or(own.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "it is not known where the data directory is").hint("name it with --to.")
         })?;
+        let archives = is_its_own_place(own.as_deref(), &target);
         let mut place = Place::look(&target, request.replace)?;
         let owner = owner(request.owner.as_deref(), &place.dir)?;
         let stamp = cx.clock.now().format("%Y%m%d%H%M%S").to_string();
@@ -67,8 +66,9 @@ impl Postgres {
         if request.start {
             let major: String =
                 point.manifest.server_version.iter().flat_map(|v| v.chars()).take_while(char::is_ascii_digit).collect();
-            self.start(cx, &base.dir, &major, owner, request).await?;
-            if request.to.is_some() {
+            let start = Start { major, wait: request.wait, archives };
+            self.start(cx, &base.dir, owner, &start).await?;
+            if !archives {
                 restored.notes.push(ARCHIVING_OFF.into());
             }
             restored.notes.push("the server runs, and its recovery has ended".into());
@@ -217,7 +217,7 @@ fn relocate(data: &Path, map: &[(PathBuf, PathBuf)]) -> Result<Vec<(u32, PathBuf
 }
 
 /// Removes what would make the copy follow the old primary, or look like a running server.
-fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
+pub(super) fn tidy(data: &Path, owner: Owner, keep_standby: bool, restored: &mut Restored) -> Result<()> {
     for name in STALE {
         let _ = fs::remove_file(data.join(name));
     }

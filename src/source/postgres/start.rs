@@ -1,5 +1,6 @@
 //! Starts a restored server and waits until its recovery has ended.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::connect::conninfo;
 use super::place::Owner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::Program;
-use crate::source::{Context, RestoreRequest};
+use crate::source::Context;
 
 /// Where the server's messages go while it starts.
 const LOG: &str = "backstay-start.log";
@@ -21,19 +22,32 @@ fn as_owner(program: Program, owner: Owner) -> Program {
     if nix::unistd::geteuid().is_root() { program.as_user(owner.uid, owner.gid) } else { program }
 }
 
+/// Said of a copy that was started beside the server that it was taken of.
+pub(super) const ARCHIVING_OFF: &str = "it was started with archive_mode=off, so that it writes nothing into another server's \
+    archive of WAL: a start without that option switches archiving on as its configuration says";
+
+/// Whether a cluster was restored where its server has it.
+pub(super) fn is_its_own_place(own: Option<&Path>, target: &Path) -> bool {
+    let same = |own: &Path| fs::canonicalize(own).is_ok_and(|own| fs::canonicalize(target).is_ok_and(|to| to == own));
+    own.is_some_and(|own| own == target || same(own))
+}
+
+/// How a restored server is started.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The major version of the binaries.
+    pub(super) major: String,
+    /// How long recovery may take.
+    pub(super) wait: Option<Duration>,
+    /// Whether its archive of WAL is its own. A copy in another directory may run beside the server that it was taken
+    /// of, and must not write into that one's.
+    pub(super) archives: bool,
+}
+
 impl Postgres {
     /// `pg_ctl start`, then asks until the server has left recovery: `pg_ctl` returns earlier.
-    ///
-    /// A copy in another directory runs beside the server that it was taken of: it must not write into its archive of WAL.
-    pub(super) async fn start(
-        &self,
-        cx: &Context,
-        data: &Path,
-        major: &str,
-        owner: Owner,
-        request: &RestoreRequest,
-    ) -> Result<()> {
-        let wait = request.wait.unwrap_or(WAIT);
+    pub(super) async fn start(&self, cx: &Context, data: &Path, owner: Owner, how: &Start) -> Result<()> {
+        let wait = how.wait.unwrap_or(WAIT);
         let log = data.join(LOG);
         let failed = |said: String| {
             let tail = std::fs::read_to_string(&log).unwrap_or_default();
@@ -44,8 +58,8 @@ impl Postgres {
                 .hint(format!("see {}, and start the server by hand.", log.display()))
         };
         let seconds = wait.as_secs().max(1).to_string();
-        let program = Program::new(self.server_tool("pg_ctl", major)).current_dir(data).arg("-D").arg(data);
-        let program = if request.to.is_some() { program.args(["-o", "-c archive_mode=off"]) } else { program };
+        let program = Program::new(self.server_tool("pg_ctl", &how.major)).current_dir(data).arg("-D").arg(data);
+        let program = if how.archives { program } else { program.args(["-o", "-c archive_mode=off"]) };
         let program = as_owner(program.args(["-w", "-t", &seconds, "-l"]).arg(&log).arg("start"), owner);
         let (_, ended) = program.collect(&cx.cancel, 1 << 20).await?;
         if !ended.status.success() {

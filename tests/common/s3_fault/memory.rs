@@ -49,6 +49,13 @@ struct State {
     objects: BTreeMap<String, Vec<Version>>,
     uploads: BTreeMap<String, Unfinished>,
     counter: u64,
+    /// Headers of a GET that are not heeded.
+    deaf_to_if_match: bool,
+    deaf_to_range: bool,
+    /// Keys that contain this lie in an archive class.
+    frozen: Option<String>,
+    /// Those that are frozen can be read for a while.
+    thawed: bool,
 }
 
 /// The bucket.
@@ -74,6 +81,10 @@ impl State {
             }
         };
         if found.marker { Err(s3_error!(MethodNotAllowed, "a delete marker")) } else { Ok(found) }
+    }
+
+    fn is_frozen(&self, key: &str) -> bool {
+        self.frozen.as_ref().is_some_and(|text| key.contains(text))
     }
 
     fn next_id(&mut self) -> String {
@@ -132,6 +143,22 @@ impl Memory {
 
     pub(crate) fn uploads(&self) -> Vec<String> {
         self.lock().uploads.values().map(|u| u.key.clone()).collect()
+    }
+
+    pub(crate) fn ignore_if_match(&self) {
+        self.lock().deaf_to_if_match = true;
+    }
+
+    pub(crate) fn freeze(&self, text: &str) {
+        self.lock().frozen = Some(text.to_owned());
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.lock().thawed = true;
+    }
+
+    pub(crate) fn ignore_range(&self) {
+        self.lock().deaf_to_range = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -193,13 +220,17 @@ impl S3 for Memory {
         let input = req.input;
         let state = self.open(&input.bucket)?;
         let found = state.find(&input.key, input.version_id.as_deref())?;
+        if state.is_frozen(&input.key) && !state.thawed {
+            return Err(s3_error!(InvalidObjectState, "The operation is not valid for the object's storage class"));
+        }
         if let Some(IfMatch::ETag(wanted)) = &input.if_match
+            && !state.deaf_to_if_match
             && wanted.value() != found.etag
         {
             return Err(s3_error!(PreconditionFailed, "it is another object now"));
         }
         let total = found.bytes.len() as u64;
-        let (bytes, content_range) = match &input.range {
+        let (bytes, content_range) = match &input.range.filter(|_| !state.deaf_to_range) {
             None => (found.bytes.clone(), None),
             Some(range) => {
                 let r = range.check(total)?;
@@ -223,7 +254,11 @@ impl S3 for Memory {
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let state = self.open(&req.input.bucket)?;
         let found = state.find(&req.input.key, req.input.version_id.as_deref())?;
+        let frozen = state.is_frozen(&req.input.key);
+        let until = "ongoing-request=\"false\", expiry-date=\"Fri, 27 Nov 2026 00:00:00 GMT\"";
         Ok(S3Response::new(HeadObjectOutput {
+            storage_class: frozen.then(|| StorageClass::from_static(StorageClass::DEEP_ARCHIVE)),
+            restore: (frozen && state.thawed).then(|| until.to_owned()),
             content_length: Some(found.bytes.len() as i64),
             e_tag: Some(ETag::Strong(found.etag.clone())),
             version_id: found.id.clone(),
@@ -287,6 +322,9 @@ impl S3 for Memory {
             match (folder, state.newest(key)) {
                 (Some(folder), _) => folders.push(CommonPrefix { prefix: Some(folder.to_owned()) }),
                 (None, Some(v)) => contents.push(Object {
+                    storage_class: state
+                        .is_frozen(key)
+                        .then(|| ObjectStorageClass::from_static(ObjectStorageClass::DEEP_ARCHIVE)),
                     key: Some(key.clone()),
                     size: Some(v.bytes.len() as i64),
                     last_modified: Some(v.modified.into()),
@@ -329,7 +367,10 @@ impl S3 for Memory {
         let last = page.last().filter(|_| more).map(|(k, _, v)| (k.clone(), id(v)));
         let (next_key_marker, next_version_id_marker) = last.unzip();
         let (markers, versions): (Vec<_>, Vec<_>) = page.into_iter().partition(|(_, _, v)| v.marker);
+        let class =
+            |key: &str| state.is_frozen(key).then(|| ObjectVersionStorageClass::from("DEEP_ARCHIVE".to_owned()));
         let versions = versions.into_iter().map(|(key, latest, v)| ObjectVersion {
+            storage_class: class(key),
             key: Some(key.clone()),
             version_id: Some(id(v)),
             is_latest: Some(*latest),

@@ -85,9 +85,9 @@ fn shards(json: &Value) -> Shards {
         Shards::Failed(..) => 2,
         Shards::Busy => 3,
     };
-    for copies in all.values() {
+    for (shard, copies) in all {
         let primary = copies.as_array().into_iter().flatten().find(|c| c["primary"] == true);
-        let now = primary.map_or(Shards::Untaken, one);
+        let now = primary.map_or(Shards::Untaken, |primary| one(shard, primary));
         // What failed for good counts more than what is still on its way.
         if matches!(&now, Shards::Failed(tries, _) if *tries >= TRIES) {
             return now;
@@ -99,7 +99,7 @@ fn shards(json: &Value) -> Shards {
     worst
 }
 
-fn one(primary: &Value) -> Shards {
+fn one(shard: &str, primary: &Value) -> Shards {
     let info = &primary["unassigned_info"];
     match primary["state"].as_str() {
         Some("STARTED" | "RELOCATING") => Shards::Started,
@@ -108,7 +108,7 @@ fn one(primary: &Value) -> Shards {
             let details = info["details"].as_str().unwrap_or("no reason is given");
             // The innermost exception says what happened.
             let why = details.trim_end_matches([' ', ';']).rsplit("nested: ").next().unwrap_or(details);
-            Shards::Failed(info["failed_attempts"].as_u64().unwrap_or(0), why.to_owned())
+            Shards::Failed(info["failed_attempts"].as_u64().unwrap_or(0), format!("shard {shard}: {why}"))
         }
         _ => Shards::Untaken,
     }
@@ -132,9 +132,11 @@ mod tests {
         assert_eq!(shards(&json!({"0": shard(started.clone())})), Shards::Started);
         assert_eq!(shards(&json!({"0": shard(started), "1": shard(busy.clone())})), Shards::Busy);
         assert_eq!(shards(&json!({"0": shard(failed(2)), "1": shard(busy.clone())})), Shards::Busy, "tried again");
-        let lost = Shards::Failed(5, "NoSuchFileException[/r/__1]".into());
+        let lost = Shards::Failed(5, "shard 0: NoSuchFileException[/r/__1]".into());
         assert_eq!(shards(&json!({"0": shard(failed(5)), "1": shard(busy)})), lost);
         assert_eq!(shards(&Value::Null), Shards::Untaken);
         assert_eq!(given_up(Shards::Untaken, Duration::from_secs(1)), None);
+        let untaken = given_up(Shards::Untaken, UNTAKEN_FOR + Duration::from_secs(1)).unwrap();
+        assert!(untaken.contains("no node takes its shards (GET /_cluster/allocation/explain says why)"));
     }
 }
