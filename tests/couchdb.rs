@@ -10,5 +10,6 @@ mod faults;
 mod maps;
 pub(crate) mod node;
 mod real;
+mod real_bucket;
 mod real_drill;
 mod restore;

@@ -28,7 +28,7 @@ const MAX_HEADER: u64 = 1 << 20;
 const MAX_CHUNK: u64 = 64 << 20;
 /// Of a compressed term.
 const MAX_TERM: u64 = 256 << 20;
-const WINDOW: usize = 64 * 1024;
+const WINDOW: u64 = 64 * 1024;
 
 /// Damage in a file of CouchDB.
 pub(super) fn damaged(why: &str) -> Error {
@@ -39,6 +39,10 @@ pub(super) fn damaged(why: &str) -> Error {
 pub(super) trait ReadAt {
     /// As `pread`: how many bytes were read, 0 at the end.
     fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+    /// All of it, where it is in memory.
+    fn memory(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl ReadAt for File {
@@ -53,6 +57,9 @@ impl ReadAt for [u8] {
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
+    }
+    fn memory(&self) -> Option<&[u8]> {
+        Some(self)
     }
 }
 
@@ -104,22 +111,27 @@ impl<'a, R: ReadAt + ?Sized> Blocks<'a, R> {
             return Err(past_end());
         }
         let mut left = n;
-        let mut buf = [0_u8; 4096];
-        let mut big = Vec::new();
-        let window: &mut [u8] = if n > 4000 {
-            big.resize(WINDOW, 0);
-            &mut big
-        } else {
-            &mut buf
-        };
+        let (mut short, mut long) = ([0_u8; 64], Vec::new());
         while left > 0 {
-            let want = (left + left / (BLOCK - 1) + 2).min(window.len() as u64).min(end.saturating_sub(at));
+            let want = (left + left / (BLOCK - 1) + 2).min(WINDOW).min(end.saturating_sub(at));
             if want == 0 {
                 return Err(past_end());
             }
-            let got = &mut window[..usize::try_from(want).unwrap_or(0)];
-            self.fill(got, at)?;
-            let mut rest: &[u8] = got;
+            let want = usize::try_from(want).unwrap_or(0);
+            let in_memory = self.from.memory().and_then(|all| all.get(usize::try_from(at).ok()?..)?.get(..want));
+            let mut rest: &[u8] = match in_memory {
+                Some(bytes) => bytes,
+                None => {
+                    let window = if want <= short.len() {
+                        &mut short[..want]
+                    } else {
+                        long.resize(want, 0);
+                        &mut long[..]
+                    };
+                    self.fill(window, at)?;
+                    window
+                }
+            };
             while !rest.is_empty() && left > 0 {
                 if at.is_multiple_of(BLOCK) {
                     rest = &rest[1..];
@@ -198,7 +210,8 @@ impl<'a, R: ReadAt + ?Sized> Blocks<'a, R> {
                 head.len
             )));
         }
-        let mut bytes = Vec::new();
+        // As much as was really there, whatever the length claims.
+        let mut bytes = Vec::with_capacity(usize::try_from(head.len.min(WINDOW)).unwrap_or(0));
         self.payload(head.start, head.len, end, &mut bytes)?;
         if !head.sum.is_empty() {
             check_sum(&head.sum, &bytes).map_err(|e| e.within(format!("the chunk at offset {at} is damaged")))?;

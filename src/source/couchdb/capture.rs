@@ -5,7 +5,7 @@
 //! that is older is brought up to date, a file without a map is not looked at.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
@@ -239,10 +239,11 @@ impl<W: Write> Capture<'_, W> {
         match loaded {
             Loaded::Gone => return Ok(false),
             Loaded::Failed(e) => return Err(e),
-            Loaded::Small { meta, bytes, digest, checked } => {
-                self.tar.append(&member(path, MemberKind::File, &meta), &bytes)?;
-                self.pace.spend(bytes.len(), &self.job.stop);
-                self.stored(path, kind, bytes.len() as u64, &digest);
+            Loaded::Small { meta, buffer, len, digest, checked } => {
+                self.tar.append(&member(path, MemberKind::File, &meta), &buffer[..len])?;
+                self.pace.spend(len, &self.job.stop);
+                self.stored(path, kind, len as u64, &digest);
+                self.readers.give_back(buffer);
                 if let Some(checked) = checked {
                     self.judged(path, checked);
                 }
@@ -355,23 +356,27 @@ impl<W: Write> Capture<'_, W> {
             }
             self.taken.inventory.databases.insert(db.clone(), line);
         }
+        let (known, created) = (all_paths(maps), all_paths(again));
         for (path, shard) in shards.iter_mut().filter(|(path, _)| !named.contains(*path)) {
-            shard.no_map = !maps.values().any(|(map, _)| map.ranges().iter().any(|range| map.path(range) == *path));
+            shard.no_map = !known.contains(path);
         }
-        let created =
-            |path: &str| again.values().any(|(map, _)| map.ranges().iter().any(|range| map.path(range) == path));
         let strays = shards.iter().filter(|(_, shard)| {
             let holds = shard.facts.as_ref().is_none_or(|f| f.doc_count > 0) && shard.file.size > 0;
             shard.no_map && holds
         });
         let root = &self.job.root;
-        let strays = strays.map(|(path, _)| path).filter(|path| !created(path) && root.join(path).exists());
+        let strays = strays.map(|(path, _)| path).filter(|path| !created.contains(*path) && root.join(path).exists());
         self.taken.strays = strays.cloned().collect();
         let nodes: BTreeSet<&String> = maps.values().flat_map(|(map, _)| map.by_node.keys()).collect();
         let path = self.job.root.display().to_string();
         let nodes = nodes.into_iter().cloned().collect();
         self.taken.inventory.header = Header::new(path, node, nodes, self.job.config.views);
     }
+}
+
+/// The files that maps name, on whatever node.
+fn all_paths(maps: &Maps) -> HashSet<String> {
+    maps.values().flat_map(|(map, _)| map.ranges().into_iter().map(|range| map.path(range))).collect()
 }
 
 /// The node whose directory this is: as configured, the only one there is, or the one that owned most of the shards

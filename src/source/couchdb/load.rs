@@ -25,10 +25,11 @@ pub(super) type Checked = Result<Facts, String>;
 /// A file, opened once; nothing of it counts beyond the length it had then.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    /// All of it is in memory.
+    /// All of it is in memory: at the begin of a buffer that may be longer.
     Small {
         meta: Metadata,
-        bytes: Vec<u8>,
+        buffer: Vec<u8>,
+        len: usize,
         digest: blake3::Hash,
         checked: Option<Checked>,
     },
@@ -70,6 +71,8 @@ pub(super) struct Readers {
     work: SyncSender<Work>,
     /// How many files may be under way at once.
     pub(super) ahead: usize,
+    /// Buffers of files that were stored: used again, because fresh memory costs more than what is done in it.
+    spare: Arc<Spare>,
 }
 
 impl Readers {
@@ -84,14 +87,16 @@ impl Readers {
         let ahead = 4 * n;
         let (work, queue) = sync_channel(ahead);
         let queue = Arc::new(Mutex::new(queue));
+        let spare = Arc::new(Mutex::new(Vec::new()));
         for number in 0..n {
             let queue: Arc<Mutex<Receiver<Work>>> = Arc::clone(&queue);
+            let spare = Arc::clone(&spare);
             let serve = move || {
                 settle();
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     match next {
-                        Ok(work) => serve(work, &shared),
+                        Ok(work) => serve(work, &shared, &spare),
                         Err(_) => return,
                     }
                 }
@@ -99,7 +104,15 @@ impl Readers {
             let thread = std::thread::Builder::new().name(format!("couchdb-reader-{number}"));
             thread.spawn_scoped(scope, serve).map_err(|e| Error::io(e, "could not start a thread"))?;
         }
-        Ok(Self { work, ahead })
+        Ok(Self { work, ahead, spare })
+    }
+
+    /// Takes a buffer that [`Loaded::Small`] held.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < self.ahead {
+            spare.push(buffer);
+        }
     }
 
     /// Asks for a file; `check` for one whose header and trees are to be checked.
@@ -125,11 +138,13 @@ pub(super) fn broke() -> Error {
     Error::new(ErrorKind::Internal, "a thread that reads files broke")
 }
 
-fn serve(work: Work, shared: &Shared<'_>) {
+type Spare = Mutex<Vec<Vec<u8>>>;
+
+fn serve(work: Work, shared: &Shared<'_>, spare: &Spare) {
     match work {
         Work::Load { path, check, reply } => {
             let full = shared.root.join(&path);
-            let loaded = load(&full, check, shared).unwrap_or_else(|e| Loaded::Failed(unreadable(e, &full)));
+            let loaded = load(&full, check, shared, spare).unwrap_or_else(|e| Loaded::Failed(unreadable(e, &full)));
             drop(reply.send(loaded));
         }
         Work::Check { file, len, path, reply } => {
@@ -180,15 +195,20 @@ fn open(full: &Path, hold: &Hold) -> io::Result<Option<File>> {
     }
 }
 
-fn load(full: &Path, check: bool, shared: &Shared<'_>) -> io::Result<Loaded> {
+fn load(full: &Path, check: bool, shared: &Shared<'_>, spare: &Spare) -> io::Result<Loaded> {
     let Some(file) = open(full, shared.hold)? else { return Ok(Loaded::Gone) };
     let meta = file.metadata()?;
     if meta.len() > SMALL_BYTES {
         return Ok(Loaded::Large { meta, file });
     }
-    let mut bytes = vec![0; usize::try_from(meta.len()).unwrap_or(0)];
-    file.read_exact_at(&mut bytes, 0)?;
-    let digest = blake3::hash(&bytes);
-    let checked = check.then(|| judge(shared.inspect(bytes.as_slice(), meta.len()), full)).transpose()?;
-    Ok(Loaded::Small { meta, bytes, digest, checked })
+    let mut buffer = spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    let len = usize::try_from(meta.len()).unwrap_or(0);
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let bytes = &mut buffer[..len];
+    file.read_exact_at(bytes, 0)?;
+    let digest = blake3::hash(bytes);
+    let checked = check.then(|| judge(shared.inspect(&*bytes, meta.len()), full)).transpose()?;
+    Ok(Loaded::Small { meta, buffer, len, digest, checked })
 }

@@ -51,7 +51,7 @@ fn random() -> Result<String> {
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
-/// Ports that are free now. Whoever takes one before the node does is told apart by the node's uuid.
+/// Ports that are free now. Whoever takes one before the node does is told apart by the password.
 fn free_ports() -> Result<[u16; 2]> {
     let failed = |e| Error::io(e, "could not find a free port");
     let held = [TcpListener::bind("127.0.0.1:0").map_err(failed)?, TcpListener::bind("127.0.0.1:0").map_err(failed)?];
@@ -59,9 +59,9 @@ fn free_ports() -> Result<[u16; 2]> {
     Ok([port(&held[0])?, port(&held[1])?])
 }
 
-fn ini(dir: &Path, data: &Path, ports: [u16; 2], uuid: &str, password: &str) -> String {
+fn ini(dir: &Path, data: &Path, ports: [u16; 2], password: &str) -> String {
     format!(
-        "; made for a drill\n[couchdb]\ndatabase_dir = {data}\nview_index_dir = {data}\nuuid = {uuid}\n\
+        "; made for a drill\n[couchdb]\ndatabase_dir = {data}\nview_index_dir = {data}\n\
          [chttpd]\nport = {}\nbind_address = 127.0.0.1\n[httpd]\nport = {}\nbind_address = 127.0.0.1\n\
          [admins]\n{ADMIN} = {password}\n[cluster]\nq = 1\nn = 1\n[replicator]\nmax_jobs = 0\n[reshard]\nmax_jobs = 0\n\
          [smoosh]\ndb_channels = ,\nview_channels = ,\n[prometheus]\nadditional_port = false\n\
@@ -105,11 +105,11 @@ impl Throwaway {
             .mode(0o700)
             .create(&dir)
             .map_err(|e| Error::io(e, format!("could not make {}", dir.display())))?;
-        for path in [scratch, &dir] {
+        for path in [scratch, &dir, data] {
             give(path, owner)?;
         }
-        let (ports, uuid, password) = (free_ports()?, random()?, random()?);
-        write(&dir.join("drill.ini"), &ini(&dir, data, ports, &uuid, &password), owner)?;
+        let (ports, password) = (free_ports()?, random()?);
+        write(&dir.join("drill.ini"), &ini(&dir, data, ports, &password), owner)?;
         write(&dir.join("vm.args"), ARGUMENTS, owner)?;
         let defaults = config.bin_dir.join("../etc/default.ini");
         let mut program = Program::new(&couchdb).arg("-couch_ini").arg(defaults).arg(dir.join("drill.ini"));
@@ -135,17 +135,17 @@ impl Throwaway {
             e.hint("let the user `couchdb` enter every directory above the scratch directory, or correct `bin_dir`.")
         })?;
         let mut made = Self { running, config: asked };
-        made.answers(cx, &uuid, &dir, wait.min(START)).await?;
+        made.answers(cx, &dir, wait.min(START)).await?;
         Ok(made)
     }
 
-    async fn answers(&mut self, cx: &Context, uuid: &str, dir: &Path, wait: Duration) -> Result<()> {
+    async fn answers(&mut self, cx: &Context, dir: &Path, wait: Duration) -> Result<()> {
         let node = Node::new(&self.config, true)?;
         let mut stdout = self.running.stdout();
         // A full pipe would stop it.
         tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
         let up = async {
-            while !node.uuid().await.is_ok_and(|said| said.as_deref() == Some(uuid)) {
+            while node.identity().await.is_err() {
                 tokio::time::sleep(PAUSE).await;
             }
         };
@@ -154,7 +154,7 @@ impl Throwaway {
             let lines: Vec<&str> = log.lines().collect();
             lines[lines.len().saturating_sub(6)..].join("\n    ")
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             () = up => Ok(()),
             ended = self.running.wait() => {
                 let said = format!("{}\n    {}", ended?.stderr.trim(), said());
@@ -165,6 +165,7 @@ impl Throwaway {
                 Err(Error::new(ErrorKind::Failed, message).caused_by(said()))
             }
             () = cx.cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "stopped before it ended")),
-        }
+        };
+        outcome.map_err(|e| e.hint("correct `bin_dir`, or read the files only: --stream."))
     }
 }

@@ -12,7 +12,7 @@ use super::etf::{Cursor, Term};
 use super::revisions::winner;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Versions of the header that are known: 6 (2.0 to 2.2), 7, 8 (2.3 and newer).
+/// Versions of the header that are known: 6 (2.0 to 2.2), 7 (2.3) and 8 (3.0 and newer).
 const VERSIONS: std::ops::RangeInclusive<u64> = 6..=8;
 
 /// What a header says of its file.
@@ -36,7 +36,7 @@ struct Roots {
     seq: Option<Root>,
     /// `_local` documents, and what was purged.
     others: Vec<Root>,
-    /// Single terms: the security object, properties.
+    /// Single terms: the security object, properties, what was purged long ago.
     terms: Vec<u64>,
 }
 
@@ -80,12 +80,13 @@ fn read_header(header: &Header) -> Result<(Facts, Roots)> {
     let update_seq = need(2, "update sequence")?.as_u64().ok_or_else(|| no_header("update sequence"))?;
     let mut roots =
         Roots { id: root(need(4, "tree of documents")?)?, seq: root(need(5, "tree of changes")?)?, ..Roots::default() };
-    // Before version 8, what was purged is a number and a pointer, not two trees.
-    let trees = if disk_version >= 8 { 6..=8 } else { 6..=6 };
-    for n in trees {
-        roots.others.extend(root(need(n, "tree of local documents")?)?);
+    roots.others.extend(root(need(6, "tree of local documents")?)?);
+    // What was purged: two trees since 2.3; before, and in files that come from there, a number and perhaps a term.
+    for term in [part(7), part(8)].into_iter().flatten().filter(|term| term.as_tuple().is_some()) {
+        roots.others.extend(root(term)?);
     }
-    roots.terms.extend([part(9), part(15)].into_iter().flatten().filter_map(Term::as_u64));
+    let purged = part(8).filter(|_| part(7).is_some_and(|number| number.as_u64().is_some()));
+    roots.terms.extend([purged, part(9), part(15)].into_iter().flatten().filter_map(Term::as_u64));
     let (doc_count, del_count) = match &roots.id {
         None => (0, 0),
         Some(root) => counts(&root.reduction).ok_or_else(|| no_header("count of documents"))?,
@@ -489,6 +490,35 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    /// A small number, `nil`, or a root of a tree at this offset.
+    fn purged(kind: &str, offset: u8) -> Vec<u8> {
+        match kind {
+            "tree" => vec![104, 3, 97, offset, 97, 1, 97, 9],
+            "number" => vec![97, offset],
+            _ => [&[100, 0, 3][..], b"nil"].concat(),
+        }
+    }
+
+    #[test]
+    fn headers_of_each_generation_say_what_was_purged() {
+        let nil = purged("nil", 0);
+        // Version, what stands where, and then: trees to walk, terms to read.
+        for (version, first, second, trees, terms) in [
+            (6, purged("number", 0), nil.clone(), 0, 0),
+            (6, purged("number", 3), purged("number", 50), 0, 1),
+            (7, purged("tree", 50), purged("tree", 60), 2, 0),
+            (8, purged("tree", 50), purged("tree", 60), 2, 0),
+            (8, nil.clone(), nil.clone(), 0, 0),
+            (8, purged("number", 3), nil.clone(), 0, 0),
+        ] {
+            let head = [&[131, 104, 9, 100, 0, 9][..], b"db_header", &[97, version, 97, 5, 97, 0]].concat();
+            let term = [head, nil.repeat(3), first, second].concat();
+            let (facts, roots) = read_header(&Header { offset: 4096, term }).unwrap();
+            assert_eq!((facts.disk_version, facts.update_seq), (u64::from(version), 5));
+            assert_eq!((roots.others.len(), roots.terms.len()), (trees, terms), "{version}");
         }
     }
 

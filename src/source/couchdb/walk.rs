@@ -54,19 +54,25 @@ fn descend(root: &Path, dir: &str, depth: usize, wanted: &dyn Fn(&str) -> bool, 
     found.directories.push(dir.to_owned());
     let mut names = Vec::new();
     for entry in entries {
-        match entry.map_err(failed)?.file_name().into_string() {
-            Ok(name) => names.push(name),
+        let entry = entry.map_err(failed)?;
+        // Known without another look, but for links. They are followed: a range may lie on another disk.
+        let kind = entry.file_type().ok().filter(|kind| !kind.is_symlink());
+        match entry.file_name().into_string() {
+            Ok(name) => names.push((name, kind)),
             Err(_) => found.left_out += 1,
         }
     }
-    names.sort_unstable();
-    for name in names {
+    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    for (name, kind) in names {
         let path = format!("{dir}/{name}");
-        // Links are followed: a range may lie on another disk.
-        match fs::metadata(root.join(&path)) {
-            Ok(meta) if meta.is_dir() => descend(root, &path, depth + 1, wanted, found)?,
-            Ok(meta) if meta.is_file() && !is_work(&name) && wanted(&path) => found.files.push(path),
-            Ok(meta) if meta.is_file() && is_work(&name) => {}
+        let kind = match kind {
+            Some(kind) => Ok(kind),
+            None => fs::metadata(root.join(&path)).map(|meta| meta.file_type()),
+        };
+        match kind {
+            Ok(kind) if kind.is_dir() => descend(root, &path, depth + 1, wanted, found)?,
+            Ok(kind) if kind.is_file() && is_work(&name) => {}
+            Ok(kind) if kind.is_file() && wanted(&path) => found.files.push(path),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
             Ok(_) => found.left_out += 1,
