@@ -25,8 +25,8 @@ const SERVICES: [&str; 4] = ["postgres", "blobdb", "couchdb", "search"];
 /// What stands in the search's indices.
 const INDICES: [(&str, usize); 2] = [("rec-orders", 70), ("rec-blobs", 140)];
 
-/// Four stores. The files of CouchDB are those of a real node, which is not there; the search is a real node with a
-/// repository in a directory, which survives, as one on a file server does.
+/// Four stores. The files of CouchDB are those of a real node, which is not there; the search is a real node, whose
+/// repository is a directory that is part of the points.
 struct Host {
     dir: tempfile::TempDir,
     server: Server,
@@ -71,7 +71,7 @@ impl Host {
              after: [postgres]\n    destinations: [offsite]\n    keep: {{daily: 7}}\n  couchdb:\n    \
              couchdb: {{data_dir: {root}/data, url: \"http://127.0.0.1:1\"}}\n    destinations: [offsite]\n    keep: {{daily: 7}}\n  \
              search:\n    elasticsearch:\n      url: {}\n      include: ['rec-*']\n      wait_for_others: 5m\n      \
-             repositories:\n        rec: {{fs: {{location: rec}}}}\n    destinations: [offsite]\n    keep: {{daily: 7}}\n\
+             repositories:\n        rec: {{fs: {{location: rec}}, archive: true}}\n    destinations: [offsite]\n    keep: {{daily: 7}}\n\
              check: {{max_drill_age: 8d}}\n",
             rgw::endpoint(),
             self.search.url
@@ -99,6 +99,9 @@ impl Host {
             self.search.fill(index, documents * day / DAYS, 1);
         }
     }
+    fn repository(&self) -> PathBuf {
+        self.search.dir.join("repo/rec")
+    }
     fn before(&self) -> Before {
         let mut couchdb = files(&self.path("data"));
         assert!(couchdb.remove(&self.path("data/_nodes.couch")).is_some(), "what names a cluster never comes back");
@@ -109,7 +112,7 @@ impl Host {
             documents: INDICES.map(|(index, _)| self.search.documents(index)).into(),
         }
     }
-    /// Nothing is left of it but the names of its directories, and the search's repository.
+    /// Nothing is left of it but the names of its directories.
     fn destroy(&self) {
         self.server.down();
         for dir in [&self.path("blobdb"), &self.server.data, &self.path("data"), &self.path("state")] {
@@ -117,6 +120,7 @@ impl Host {
         }
         INDICES.iter().for_each(|(index, _)| drop(self.search.must("DELETE", &format!("/{index}"), None)));
         self.search.must("DELETE", "/_snapshot/rec", None);
+        std::fs::remove_dir_all(self.repository()).unwrap();
     }
     fn ids(&self, service: &str) -> Vec<String> {
         let said = self.run(&["--json", "list", service]).ok();
@@ -218,6 +222,7 @@ fn comes_back(host: &Host, before: &Before) {
         .env("PGDATA", &host.server.data)
         .env("COUCHDB", &couchdb)
         .env("SEARCH", &host.search.url)
+        .env("DIRECTORY", host.repository())
         .output()
         .unwrap();
     let (said, complained) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
