@@ -8,15 +8,18 @@
 //! - Nothing in the bytes depends on the clock or on the process: the same tree gives the same archive.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
 
 use nix::unistd::{Gid, Group, Uid, User, Whence, lseek};
 
 pub mod acl;
 mod header;
+mod watched;
 
 use header::{Header, pax_record, pax_time};
+pub use watched::{Stopped, Watched, watched};
 
 /// The unit of everything in a tar file.
 pub const BLOCK: usize = 512;
@@ -106,6 +109,26 @@ pub struct Member {
     pub device: (u64, u64),
     /// Extended attributes, ACLs in the binary form of the kernel (`system.posix_acl_access`).
     pub xattrs: Vec<Xattr>,
+}
+
+impl Member {
+    /// A file or directory as its file system tells it, without names of its owners and extended attributes.
+    pub fn of(path: &str, kind: MemberKind, meta: &Metadata) -> Self {
+        Self {
+            path: path.as_bytes().to_vec(),
+            kind,
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+            uname: Vec::new(),
+            gname: Vec::new(),
+            mtime: Stamp { secs: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) },
+            size: if kind == MemberKind::File { meta.len() } else { 0 },
+            link: Vec::new(),
+            device: (0, 0),
+            xattrs: Vec::new(),
+        }
+    }
 }
 
 /// A stretch of a sparse file that is not a hole.

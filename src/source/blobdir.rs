@@ -23,6 +23,7 @@ use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
+use crate::pipeline::archive::Stopped;
 use crate::pipeline::place;
 
 use super::{
@@ -161,8 +162,8 @@ impl Source for Blobdir {
             worker.await.map_err(|e| Error::new(ErrorKind::Internal, "the reader broke").caused_by(e))?;
         let tally = match outcome {
             Ok(tally) => tally,
-            Err(capture::Stopped::Closed) => return Err(writer.failure().await),
-            Err(capture::Stopped::Error(e)) => return Err(e),
+            Err(Stopped::Closed) => return Err(writer.failure().await),
+            Err(Stopped::Error(e)) => return Err(e),
         };
         writer.finish().await?;
         let mut lines = sink.open(ArtefactSpec::data("inventory", "jsonl").role(Role::Inventory)).await?;

@@ -23,12 +23,13 @@ use crate::artefact::{ArtefactSink, ArtefactSpec, ArtefactWriter, Role};
 use crate::config::CouchdbConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Consistency, Manifest};
+use crate::pipeline::archive::Stopped;
 
 use super::{
     Captured, Context, DrillRequest, Drilled, LegacyReader, PointReader, Probe, RestoreRequest, Restored, Source,
     Verified,
 };
-use capture::{Stopped, Taken};
+use capture::Taken;
 use shard_map::is_replicator;
 
 mod blocks;

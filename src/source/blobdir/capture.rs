@@ -1,6 +1,5 @@
 //! The ordered writer: takes loaded entries in the order of the walk, writes the archive and the inventory's lines.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -17,7 +16,7 @@ use super::walk::{self, Excludes, Pool, Slots, Walk};
 use super::{Hold, Moment};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::archive::{Copied, Member, MemberKind, Stamp, TarWriter, segments};
+use crate::pipeline::archive::{Copied, Member, MemberKind, Stamp, Stopped, TarWriter, Watched, segments, watched};
 
 /// All that the blocking side needs.
 #[derive(Debug)]
@@ -28,14 +27,6 @@ pub(super) struct Job {
     pub(super) spool: PathBuf,
     pub(super) stop: CancellationToken,
     pub(super) previous_files: u64,
-}
-
-/// Why the capture ended early.
-#[derive(Debug)]
-pub(super) enum Stopped {
-    /// Nobody takes the bytes any more: the pipeline knows why.
-    Closed,
-    Error(Error),
 }
 
 /// What was met.
@@ -80,9 +71,7 @@ impl Tally {
 
 /// Captures everything. Blocks.
 pub(super) fn run(job: &Job, out: impl Write) -> Result<Tally, Stopped> {
-    let closed = Cell::new(false);
-    let tally = run_into(job, Watched { out, closed: &closed });
-    tally.map_err(|e| if closed.get() { Stopped::Closed } else { Stopped::Error(e) })
+    watched(out, |out| run_into(job, out))
 }
 
 fn run_into<W: Write>(job: &Job, out: Watched<'_, W>) -> Result<Tally> {
@@ -119,21 +108,6 @@ fn run_into<W: Write>(job: &Job, out: Watched<'_, W>) -> Result<Tally> {
     tar.finish()?;
     lines.flush().map_err(|e| Error::io(e, "could not write the inventory's scratch file"))?;
     Ok(tally)
-}
-
-/// Remembers that the other side of the pipeline went away.
-struct Watched<'a, W> {
-    out: W,
-    closed: &'a Cell<bool>,
-}
-
-impl<W: Write> Write for Watched<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes).inspect_err(|_| self.closed.set(true))
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush().inspect_err(|_| self.closed.set(true))
-    }
 }
 
 /// The first name of an inode that has several.

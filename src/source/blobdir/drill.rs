@@ -6,11 +6,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 
 use super::Hold;
-use super::capture::{self, Stopped};
+use super::capture;
 use super::restore::{compare_counts, open};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
+use crate::pipeline::archive::Stopped;
 use crate::pipeline::bridge::blocking;
 use crate::pipeline::extract::{self, Rules};
 use crate::source::{Context, DrillLevel, DrillRequest, Drilled, PointReader, Seconds, Stopwatch};

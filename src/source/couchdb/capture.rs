@@ -4,11 +4,9 @@
 //! without a file makes CouchDB create an empty database. The other way round, what is too much does no harm: an index
 //! that is older is brought up to date, a file without a map is not looked at.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -23,7 +21,7 @@ use super::walk::{self, Listing};
 use super::{DBS, Hold, Moment, priority};
 use crate::config::CouchdbConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::archive::{Member, MemberKind, Stamp, TarWriter};
+use crate::pipeline::archive::{Member, MemberKind, Stopped, TarWriter, Watched, watched};
 
 /// All that the blocking side needs.
 #[derive(Debug)]
@@ -35,14 +33,6 @@ pub(super) struct Job {
     pub(super) stop: CancellationToken,
     /// Where the threads' priorities are asked for.
     pub(super) runtime: tokio::runtime::Handle,
-}
-
-/// Why the capture ended early.
-#[derive(Debug)]
-pub(super) enum Stopped {
-    /// Nobody takes the bytes any more: the pipeline knows why.
-    Closed,
-    Error(Error),
 }
 
 /// What was captured.
@@ -61,9 +51,7 @@ type Maps = BTreeMap<String, (ShardMap, Value)>;
 
 /// Captures everything. Blocks.
 pub(super) fn run(job: &Job, out: impl Write) -> Result<Taken, Stopped> {
-    let closed = Cell::new(false);
-    let taken = run_into(job, Watched { out, closed: &closed });
-    taken.map_err(|e| if closed.get() { Stopped::Closed } else { Stopped::Error(e) })
+    watched(out, |out| run_into(job, out))
 }
 
 fn run_into<W: Write>(job: &Job, out: Watched<'_, W>) -> Result<Taken> {
@@ -93,21 +81,6 @@ fn run_into<W: Write>(job: &Job, out: Watched<'_, W>) -> Result<Taken> {
         taken.warnings.push("`io_priority` could not be set: `ionice` is not there or not allowed".into());
     }
     Ok(taken)
-}
-
-/// Remembers that the other side of the pipeline went away.
-struct Watched<'a, W> {
-    out: W,
-    closed: &'a Cell<bool>,
-}
-
-impl<W: Write> Write for Watched<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes).inspect_err(|_| self.closed.set(true))
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush().inspect_err(|_| self.closed.set(true))
-    }
 }
 
 /// Keeps to a rate. Measures durations, and knows no time of day.
@@ -193,7 +166,7 @@ impl<W: Write> Capture<'_, W> {
     fn maps(&mut self) -> Result<Maps> {
         let path = self.job.root.join(DBS);
         let (meta, bytes) = read_whole(&path)?;
-        let member = member(DBS, MemberKind::File, &meta);
+        let member = Member::of(DBS, MemberKind::File, &meta);
         self.tar.append(&member, &bytes)?;
         self.pace.spend(bytes.len(), &self.job.stop);
         self.file_line(DBS, bytes.len() as u64, &blake3::hash(&bytes));
@@ -209,7 +182,7 @@ impl<W: Write> Capture<'_, W> {
     fn directory(&mut self, path: &str) -> Result<()> {
         let full = self.job.root.join(path);
         match fs::metadata(&full) {
-            Ok(meta) => Ok(self.tar.append(&member(path, MemberKind::Directory, &meta), b"")?),
+            Ok(meta) => Ok(self.tar.append(&Member::of(path, MemberKind::Directory, &meta), b"")?),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::io(e, format!("could not look at {}", full.display()))),
         }
@@ -240,7 +213,7 @@ impl<W: Write> Capture<'_, W> {
             Loaded::Gone => return Ok(false),
             Loaded::Failed(e) => return Err(e),
             Loaded::Small { meta, buffer, len, digest, checked } => {
-                self.tar.append(&member(path, MemberKind::File, &meta), &buffer[..len])?;
+                self.tar.append(&Member::of(path, MemberKind::File, &meta), &buffer[..len])?;
                 self.pace.spend(len, &self.job.stop);
                 self.stored(path, kind, len as u64, &digest);
                 self.readers.give_back(buffer);
@@ -269,7 +242,7 @@ impl<W: Write> Capture<'_, W> {
         let _ = nix::fcntl::posix_fadvise(&file, 0, 0, advice);
         let full = self.job.root.join(path);
         let mut named = Named { file: &file, path: &full };
-        let copied = self.tar.append_reader(&member(path, MemberKind::File, meta), &mut named, &mut seen)?;
+        let copied = self.tar.append_reader(&Member::of(path, MemberKind::File, meta), &mut named, &mut seen)?;
         if copied.padded > 0 {
             return Err(Error::new(ErrorKind::Failed, format!("{} became shorter while it was read", full.display()))
                 .hint("nothing of CouchDB does that: see what else writes there."));
@@ -433,23 +406,6 @@ fn parse_maps(path: &std::path::Path, bytes: &[u8]) -> Result<Maps> {
         e.within(format!("{} is damaged: no database could be found by it", path.display()))
             .hint("restore an older point; CouchDB would start with this as an empty node.")
     })
-}
-
-pub(super) fn member(path: &str, kind: MemberKind, meta: &Metadata) -> Member {
-    Member {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Stamp { secs: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) },
-        size: if kind == MemberKind::File { meta.len() } else { 0 },
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
-    }
 }
 
 /// A file whose errors say its name.

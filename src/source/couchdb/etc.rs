@@ -5,10 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use super::capture::member;
 use crate::artefact::{ArtefactSink, ArtefactSpec, Role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::archive::{MemberKind, TarWriter};
+use crate::pipeline::archive::{Member, MemberKind, TarWriter};
 
 /// A file of configuration is not larger; something else in the directory is a mistake.
 const MAX_BYTES: u64 = 64 << 20;
@@ -56,7 +55,7 @@ fn write(dir: &Path, out: impl Write) -> Result<()> {
         // What a link of the top leads to is meant; those below stay links.
         let meta = if name == "." { fs::metadata(&full) } else { fs::symlink_metadata(&full) }.map_err(failed)?;
         if meta.is_dir() {
-            tar.append(&member(&name, MemberKind::Directory, &meta), b"")?;
+            tar.append(&Member::of(&name, MemberKind::Directory, &meta), b"")?;
             let mut below: Vec<PathBuf> = Vec::new();
             for entry in fs::read_dir(&full).map_err(failed)? {
                 below.push(path.join(entry.map_err(failed)?.file_name()));
@@ -64,12 +63,12 @@ fn write(dir: &Path, out: impl Write) -> Result<()> {
             below.sort_unstable_by(|a, b| b.cmp(a));
             todo.extend(below);
         } else if meta.is_symlink() {
-            let mut link = member(&name, MemberKind::Symlink, &meta);
+            let mut link = Member::of(&name, MemberKind::Symlink, &meta);
             link.link = fs::read_link(&full).map_err(failed)?.into_os_string().into_vec();
             tar.append(&link, b"")?;
         } else if meta.is_file() && meta.len() <= MAX_BYTES {
             let bytes = fs::read(&full).map_err(failed)?;
-            let mut file = member(&name, MemberKind::File, &meta);
+            let mut file = Member::of(&name, MemberKind::File, &meta);
             file.size = bytes.len() as u64;
             tar.append(&file, &bytes)?;
         }

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -18,7 +17,7 @@ use super::snapshot;
 use crate::artefact::{ArtefactSink, ArtefactSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::External;
-use crate::pipeline::archive::{Member, MemberKind, Stamp, TarWriter};
+use crate::pipeline::archive::{Member, MemberKind, Stopped, TarWriter, watched};
 use crate::source::Context;
 
 pub(super) mod read;
@@ -123,29 +122,12 @@ fn must_hold(root: &Path, uuid: &str) -> Result<()> {
     Ok(())
 }
 
-/// Why it ended early.
-#[derive(Debug)]
-enum Stopped {
-    /// Nobody takes the bytes any more: the pipeline knows why.
-    Closed,
-    Error(Error),
-}
-
-impl From<Error> for Stopped {
-    fn from(err: Error) -> Self {
-        Self::Error(err)
-    }
-}
-
-/// What was read says its own name; all else comes from the writer.
-impl From<io::Error> for Stopped {
-    fn from(err: io::Error) -> Self {
-        if err.get_ref().is_some_and(|e| e.is::<Error>()) { Self::Error(err.into()) } else { Self::Closed }
-    }
-}
-
 /// Writes the archive. Blocks.
 fn run(root: &Path, stop: &CancellationToken, out: impl Write) -> Result<Archived, Stopped> {
+    watched(out, |out| run_into(root, stop, out))
+}
+
+fn run_into(root: &Path, stop: &CancellationToken, out: impl Write) -> Result<Archived> {
     let mut copy =
         Copy { root, stop, tar: TarWriter::new(out), known: BTreeSet::new(), files: 0, bytes: 0, vanished: false };
     for _ in 0..TRIES {
@@ -157,7 +139,7 @@ fn run(root: &Path, stop: &CancellationToken, out: impl Write) -> Result<Archive
             continue;
         }
         for (name, meta, bytes) in &roots {
-            copy.tar.append(&member(name, MemberKind::File, meta), bytes)?;
+            copy.tar.append(&Member::of(name, MemberKind::File, meta), bytes)?;
             copy.count(bytes.len() as u64);
         }
         let Copy { tar, files, bytes, .. } = copy;
@@ -166,8 +148,7 @@ fn run(root: &Path, stop: &CancellationToken, out: impl Write) -> Result<Archive
     }
     let text = format!("{} changed while it was copied, {TRIES} times", root.display());
     Err(Error::new(ErrorKind::Busy, text)
-        .hint("see who else makes or removes snapshots in it at this time, such as a policy of the cluster.")
-        .into())
+        .hint("see who else makes or removes snapshots in it at this time, such as a policy of the cluster."))
 }
 
 /// The number of the newest root.
@@ -241,10 +222,10 @@ impl<W: Write> Copy<'_, W> {
         self.bytes += bytes;
     }
 
-    fn below(&mut self, dir: &str, depth: usize) -> Result<(), Stopped> {
+    fn below(&mut self, dir: &str, depth: usize) -> Result<()> {
         let full = self.root.join(dir);
         if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::Failed, format!("{} lies too deep", full.display())).into());
+            return Err(Error::new(ErrorKind::Failed, format!("{} lies too deep", full.display())));
         }
         let names = match names(&full) {
             Err(e) if e.kind == ErrorKind::NotFound && depth > 0 => {
@@ -256,7 +237,7 @@ impl<W: Write> Copy<'_, W> {
         if self.known.insert(format!("{dir}/")) {
             let meta =
                 fs::metadata(&full).map_err(|e| Error::io(e, format!("could not look at {}", full.display())))?;
-            self.tar.append(&member(if dir.is_empty() { "." } else { dir }, MemberKind::Directory, &meta), b"")?;
+            self.tar.append(&Member::of(if dir.is_empty() { "." } else { dir }, MemberKind::Directory, &meta), b"")?;
         }
         for name in names {
             let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
@@ -264,23 +245,23 @@ impl<W: Write> Copy<'_, W> {
                 continue;
             }
             if self.stop.is_cancelled() {
-                return Err(Error::new(ErrorKind::Cancelled, "the backup was stopped").into());
+                return Err(Error::new(ErrorKind::Cancelled, "the backup was stopped"));
             }
             match fs::symlink_metadata(self.root.join(&path)) {
                 Ok(meta) if meta.is_dir() => self.below(&path, depth + 1)?,
                 Ok(meta) if meta.is_file() => self.file(path)?,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.vanished = true,
-                Err(e) => return Err(Error::io(e, format!("could not look at {path}")).into()),
+                Err(e) => return Err(Error::io(e, format!("could not look at {path}"))),
                 Ok(_) => {
                     let text = format!("{} is neither a file nor a directory", self.root.join(&path).display());
-                    return Err(Error::new(ErrorKind::Failed, text).into());
+                    return Err(Error::new(ErrorKind::Failed, text));
                 }
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, path: String) -> Result<(), Stopped> {
+    fn file(&mut self, path: String) -> Result<()> {
         let full = self.root.join(&path);
         let failed = |e: io::Error| {
             let denied = e.kind() == io::ErrorKind::PermissionDenied;
@@ -301,12 +282,12 @@ impl<W: Write> Copy<'_, W> {
             false => Ok(()),
         };
         let mut named = Named { file: &file, failed: &failed };
-        let copied = self.tar.append_reader(&member(&path, MemberKind::File, &meta), &mut named, &mut seen)?;
+        let copied = self.tar.append_reader(&Member::of(&path, MemberKind::File, &meta), &mut named, &mut seen)?;
         if copied.padded > 0 || copied.grew {
             let text = format!("{} changed while it was read", full.display());
-            return Err(Error::new(ErrorKind::Failed, text)
-                .hint("files of a repository never do: see what else writes there.")
-                .into());
+            return Err(
+                Error::new(ErrorKind::Failed, text).hint("files of a repository never do: see what else writes there.")
+            );
         }
         self.count(meta.len());
         self.known.insert(path);
@@ -326,23 +307,6 @@ impl io::Read for Named<'_> {
             Err(e) if e.kind() != io::ErrorKind::Interrupted => Err((self.failed)(e).into()),
             other => other,
         }
-    }
-}
-
-fn member(path: &str, kind: MemberKind, meta: &Metadata) -> Member {
-    Member {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Stamp { secs: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) },
-        size: if kind == MemberKind::File { meta.len() } else { 0 },
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
     }
 }
 
