@@ -32,14 +32,13 @@ fn main() {
         let env = [("RESTIC_PASSWORD", "bench"), ("RESTIC_CACHE_DIR", text(&cache))];
         measure(dir.path(), "restic", &[&["--quiet", "--repo", text(&repository)], verb].concat(), &env)
     };
-    let benches: [Bench<'_>; 4] = [
-        (
-            "backstay backup",
-            Box::new(|| {
-                let program = env!("CARGO_BIN_EXE_backstay");
-                measure(dir.path(), program, &["--quiet", "--config", text(&config), "backup", "--manual"], &[])
-            }),
-        ),
+    let backup = |service: &str| {
+        let args = ["--quiet", "--config", text(&config), "backup", service, "--manual"];
+        measure(dir.path(), env!("CARGO_BIN_EXE_backstay"), &args, &[])
+    };
+    let benches: [Bench<'_>; 5] = [
+        ("backstay backup", Box::new(|| backup("files"))),
+        ("the same with `level: 1`", Box::new(|| backup("fast"))),
         ("tar \\| zstd -3 -T2", Box::new(|| shell("tar -cf - -C \"$1\" . | zstd -3 -T2 -q > \"$2\""))),
         ("the same, then sync", Box::new(|| shell("tar -cf - -C \"$1\" . | zstd -3 -T2 -q > \"$2\"; sync \"$2\""))),
         (
@@ -75,14 +74,18 @@ fn main() {
     }
 }
 
-/// One service, its directory of points and nothing else.
+/// Two services of the same directory that differ in their level.
 fn configure(dir: &Path) -> PathBuf {
     let config = dir.join("backstay.yml");
-    let yaml = format!(
-        "host: bench\nstate_dir: {dir}/state\nservices:\n  files:\n    blobdir: {{path: {dir}/data}}\n    \
-         backup_dir: {dir}/out/points\n    keep: {{daily: 1}}\n    compression: {{algorithm: zstd, level: 3, threads: 2}}\n",
-        dir = dir.display()
-    );
+    let service = |name: &str, points: &str, level: i32| {
+        format!(
+            "  {name}:\n    blobdir: {{path: {dir}/data}}\n    backup_dir: {dir}/out/{points}\n    keep: {{daily: 1}}\n    \
+             compression: {{algorithm: zstd, level: {level}, threads: 2}}\n",
+            dir = dir.display()
+        )
+    };
+    let services = [service("files", "points", 3), service("fast", "fast", 1)].concat();
+    let yaml = format!("host: bench\nstate_dir: {}/state\nservices:\n{services}", dir.display());
     std::fs::write(&config, yaml).expect("a configuration");
     config
 }
