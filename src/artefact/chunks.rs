@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::CHUNK_BYTES;
 
 /// Chunks that are watched at most: what the queues on their way hold, and some.
-const WATCHED: usize = 24;
+const WATCHED: usize = 12;
 
 /// The chunk of a stream that is being filled.
 #[derive(Debug, Default)]

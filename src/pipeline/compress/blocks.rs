@@ -24,8 +24,7 @@ struct Job {
     done: SyncSender<io::Result<Block>>,
 }
 
-/// A writer that compresses on threads of its own. Besides the block that is being filled it holds one per thread and
-/// one more, plain and compressed.
+/// A writer that compresses on threads of its own. It holds one block per thread and one more, plain and compressed.
 pub struct Blocks<W> {
     out: W,
     bytes: usize,
@@ -34,7 +33,6 @@ pub struct Blocks<W> {
     /// In the order in which they were filled.
     pending: VecDeque<Receiver<io::Result<Block>>>,
     filling: Block,
-    free: Vec<Block>,
     wrote: bool,
 }
 
@@ -54,31 +52,31 @@ impl<W: Write> Blocks<W> {
             let given = Arc::clone(&given);
             std::thread::Builder::new().name("compress".into()).spawn(move || work(codec, &given))?;
         }
-        let (pending, filling, free) = (VecDeque::new(), Block::default(), Vec::new());
-        Ok(Self { out, bytes, threads, jobs, pending, filling, free, wrote: false })
+        let (pending, filling) = (VecDeque::new(), Block::default());
+        Ok(Self { out, bytes, threads, jobs, pending, filling, wrote: false })
     }
 
+    /// Hands the block that was filled to a thread. Where all are busy, it waits for the oldest one, which is written
+    /// only then: no thread waits for that.
     fn give(&mut self) -> io::Result<()> {
-        if self.pending.len() > self.threads {
-            self.take()?;
-        }
-        let block = std::mem::replace(&mut self.filling, self.free.pop().unwrap_or_default());
+        let oldest = if self.pending.len() < self.threads { None } else { self.pending.pop_front() };
+        let oldest = oldest.as_ref().map(take).transpose()?;
         let (done, outcome) = sync_channel(1);
-        self.jobs.send(Job { block, done }).map_err(|_| broke())?;
+        self.jobs.send(Job { block: std::mem::take(&mut self.filling), done }).map_err(|_| broke())?;
         self.pending.push_back(outcome);
+        if let Some(block) = oldest {
+            self.filling = self.put(block)?;
+        }
         Ok(())
     }
 
-    /// Writes the oldest block.
-    fn take(&mut self) -> io::Result<()> {
-        let Some(outcome) = self.pending.pop_front() else { return Ok(()) };
-        let mut block = outcome.recv().map_err(|_| broke())??;
+    /// Writes a block; its buffers.
+    fn put(&mut self, mut block: Block) -> io::Result<Block> {
         self.out.write_all(&block.packed)?;
         self.wrote = true;
         block.plain.clear();
         block.packed.clear();
-        self.free.push(block);
-        Ok(())
+        Ok(block)
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
@@ -86,11 +84,15 @@ impl<W: Write> Blocks<W> {
         if !self.filling.plain.is_empty() || (self.pending.is_empty() && !self.wrote) {
             self.give()?;
         }
-        while !self.pending.is_empty() {
-            self.take()?;
+        while let Some(oldest) = self.pending.pop_front() {
+            self.put(take(&oldest)?)?;
         }
         Ok(self.out)
     }
+}
+
+fn take(outcome: &Receiver<io::Result<Block>>) -> io::Result<Block> {
+    outcome.recv().map_err(|_| broke())?
 }
 
 /// Until the writer is gone.
