@@ -24,7 +24,8 @@ struct Job {
     done: SyncSender<io::Result<Block>>,
 }
 
-/// A writer that compresses on threads of its own. It holds one block per thread and one more, plain and compressed.
+/// A writer that compresses on threads of its own. It holds two blocks per thread and one more, plain and
+/// compressed: some take much longer than others, and they are written in their order.
 pub struct Blocks<W> {
     out: W,
     bytes: usize,
@@ -56,10 +57,10 @@ impl<W: Write> Blocks<W> {
         Ok(Self { out, bytes, threads, jobs, pending, filling, wrote: false })
     }
 
-    /// Hands the block that was filled to a thread. Where all are busy, it waits for the oldest one, which is written
-    /// only then: no thread waits for that.
+    /// Hands the block that was filled to the threads. Where each has one to do and one that waits, the oldest is waited
+    /// for, and written only then: no thread waits for that.
     fn give(&mut self) -> io::Result<()> {
-        let oldest = if self.pending.len() < self.threads { None } else { self.pending.pop_front() };
+        let oldest = if self.pending.len() < 2 * self.threads { None } else { self.pending.pop_front() };
         let oldest = oldest.as_ref().map(take).transpose()?;
         let (done, outcome) = sync_channel(1);
         self.jobs.send(Job { block: std::mem::take(&mut self.filling), done }).map_err(|_| broke())?;
