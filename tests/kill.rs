@@ -162,13 +162,13 @@ fn killed_at(d: &Fake, call: &str, n: usize, signal: &str) -> std::process::Exit
     command.stderr(std::process::Stdio::null()).status().unwrap()
 }
 
-/// A folder that does not say whose it is, because the run ended before that was written or while it cleared up: that
-/// waits for the grace period, which this test does not.
+/// Killed before it could write whose folder it is: that waits for the grace period, which this test does not.
 fn forget_the_nameless(d: &Fake) {
     for place in ["local", "second/test/h1/blobs"] {
         for entry in std::fs::read_dir(d.path(place)).unwrap().flatten() {
-            let nameless = !entry.path().join(".owner").exists();
-            if entry.file_name().to_str().unwrap().starts_with(".partial-") && nameless {
+            let is_nameless = |e: std::fs::DirEntry| e.file_name().to_str().unwrap().starts_with(".owner.tmp-");
+            let files = std::fs::read_dir(entry.path()).unwrap().flatten();
+            if entry.file_name().to_str().unwrap().starts_with(".partial-") && files.into_iter().all(is_nameless) {
                 std::fs::remove_dir_all(entry.path()).unwrap();
             }
         }
