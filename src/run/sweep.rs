@@ -44,10 +44,29 @@ async fn remove_all(place: &Place, folder: &str) -> Result<()> {
     {
         return Ok(());
     }
-    for object in objects {
-        place.destination.delete(&object.location).await?;
+    remove(place, folder, objects.into_iter().map(|o| o.location).collect()).await
+}
+
+/// Removes the objects of a folder in an order that can be interrupted anywhere: what says whose it is goes last, so
+/// that the next sweep takes it up again.
+async fn remove(place: &Place, folder: &str, mut objects: Vec<Location>) -> Result<()> {
+    if is_unfinished(place, folder) {
+        // Half-written files are no objects.
+        place.destination.sweep_uploads(&format!("{folder}/"), DateTime::<Utc>::MAX_UTC).await?;
+    }
+    objects.sort_by_key(|at| match at.key.rsplit('/').next() {
+        Some(OWNER_NAME) => 2,
+        Some(manifest::FILE_NAME) => 1,
+        _ => 0,
+    });
+    for at in &objects {
+        place.destination.delete(at).await?;
     }
     Ok(())
+}
+
+fn is_unfinished(place: &Place, folder: &str) -> bool {
+    place.stages() && folder.rsplit('/').next().is_some_and(|name| name.starts_with(PARTIAL))
 }
 
 /// Removes old orphans and unfinished uploads; what was done, and what could not be.
@@ -62,26 +81,12 @@ pub(super) async fn sweep(
     let mut notes = Vec::new();
     for orphan in &catalogue.orphans {
         let old = orphan.begun.is_some_and(|begun| begun + grace < started);
-        let unfinished = place.stages() && orphan.name.rsplit('/').next().is_some_and(|n| n.starts_with(PARTIAL));
-        let ours = if unfinished { is_own_unfinished(place, orphan, agent_id).await } else { old };
+        let ours =
+            if is_unfinished(place, &orphan.name) { is_own_unfinished(place, orphan, agent_id).await } else { old };
         if !ours {
             continue;
         }
-        let mut failed = None;
-        if unfinished {
-            // Half-written files are no objects, and what says whose they are goes below.
-            failed =
-                place.destination.sweep_uploads(&format!("{}/", orphan.name), DateTime::<Utc>::MAX_UTC).await.err();
-        }
-        let mut objects = orphan.objects.clone();
-        // What says whose it is goes last, so that an interrupted sweep can be taken up again.
-        objects.sort_by_key(|at| at.key.ends_with(OWNER_NAME));
-        for at in &objects {
-            if failed.is_some() {
-                break;
-            }
-            failed = place.destination.delete(at).await.err();
-        }
+        let failed = remove(place, &orphan.name, orphan.objects.clone()).await.err();
         notes.push(match failed {
             None => format!("swept {}, left by an interrupted run", orphan.name),
             Some(err) => format!("could not sweep {}: {}", orphan.name, err.chain()),
@@ -110,5 +115,111 @@ async fn is_own_unfinished(place: &Place, orphan: &Orphan, agent_id: &str) -> bo
             manifest.is_ok_and(|m| m.agent.id == agent_id)
         }
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::catalogue;
+    use crate::config::Keep;
+    use crate::destination::local::Local;
+    use crate::destination::{ByteStream, Destination, ObjectMeta, PutMode, Upload, put};
+    use crate::layout::Layout;
+
+    const AGENT: &str = "0123456789abcdef0123456789abcdef";
+    const ID: &str = "orders_production_weekly_2026_11_20_000312";
+
+    /// A directory that removes so many files and no more, as if the program were killed then.
+    #[derive(Debug)]
+    struct Dying {
+        inner: Local,
+        left: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Destination for Dying {
+        fn name(&self) -> &str {
+            self.inner.name()
+        }
+        fn is_off_site(&self) -> bool {
+            false
+        }
+        async fn begin(&self, key: &str, mode: PutMode, bytes: Option<u64>) -> Result<Box<dyn Upload>> {
+            self.inner.begin(key, mode, bytes).await
+        }
+        async fn get(&self, at: &Location) -> Result<ByteStream> {
+            self.inner.get(at).await
+        }
+        async fn head(&self, at: &Location) -> Result<Option<ObjectMeta>> {
+            self.inner.head(at).await
+        }
+        async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+            self.inner.list(prefix).await
+        }
+        async fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+            self.inner.folders(prefix).await
+        }
+        async fn list_versions(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+            self.inner.list_versions(prefix).await
+        }
+        async fn delete(&self, at: &Location) -> Result<()> {
+            self.left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .map_err(|_| crate::error::Error::new(ErrorKind::Cancelled, "killed"))?;
+            self.inner.delete(at).await
+        }
+        fn staging(&self, folder: &str) -> String {
+            self.inner.staging(folder)
+        }
+        async fn sweep_uploads(&self, prefix: &str, before: DateTime<Utc>) -> Result<u64> {
+            self.inner.sweep_uploads(prefix, before).await
+        }
+    }
+
+    fn place(destination: impl Destination + 'static) -> Place {
+        Place { destination: Arc::new(destination), layout: Layout::Local, keep: Keep::default() }
+    }
+
+    /// An unfinished point of three objects and a half-written file, with what says whose it is.
+    async fn unfinished(local: &Local, is_published_next: bool) {
+        let manifest = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/formats/manifest-v1-complete.json"));
+        let last = if is_published_next { manifest::FILE_NAME } else { OWNER_NAME };
+        for name in [last, "data.tar.zst", "restore.sh", manifest::SUMS_NAME] {
+            let text = match name {
+                OWNER_NAME => format!("{AGENT}\nh1\n").into_bytes(),
+                manifest::FILE_NAME => manifest.as_ref().unwrap().clone(),
+                _ => b"text".to_vec(),
+            };
+            put(local, &format!(".partial-{ID}/{name}"), PutMode::Replace, text.into()).await.unwrap();
+        }
+        let half = local.root().join(format!(".partial-{ID}/more.tmp-0123456789abcdef"));
+        std::fs::write(half, "ha").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_is_killed_anywhere_is_taken_up_by_the_next_sweep() {
+        for is_published_next in [false, true] {
+            for deletes in 0..4 {
+                let dir = tempfile::tempdir().unwrap();
+                let local = Local::new("local", dir.path(), false);
+                unfinished(&local, is_published_next).await;
+                let dying = place(Dying { inner: local.clone(), left: AtomicUsize::new(deletes) });
+                remove_all(&dying, &format!(".partial-{ID}")).await.unwrap_err();
+                let next = place(local);
+                let found = catalogue::read(&next, "db1", "orders").await.unwrap();
+                assert_eq!(found.orphans.len(), 1, "after {deletes}");
+                let (now, grace) = (found.orphans[0].begun.unwrap(), TimeDelta::days(1));
+                let stranger = sweep(&next, &found, "another", now, grace, &[]).await;
+                assert_eq!(stranger, Vec::<String>::new(), "another agent's is left alone");
+                let notes = sweep(&next, &found, AGENT, now, grace, &[]).await;
+                assert_eq!(notes.len(), 1, "after {deletes}");
+                assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "after {deletes}: {notes:?}");
+            }
+        }
     }
 }
