@@ -25,6 +25,11 @@ PLANTED = "planted-9vR2xq7LwT"
 ROWS = "select count(*), md5(string_agg(name, ',' order by id)) from people"
 
 
+def quiet_hour(machine):
+    """Half a day from now: nothing that is scheduled then fires while a test looks, whenever the tests run."""
+    return (int(machine.ssh("date +%-H")) + 12) % 24
+
+
 def generic(machines, program):
     """Hosts in the words of the roles: PostgreSQL and files on db1."""
     keep = {"daily": 2, "weekly": 2}
@@ -36,6 +41,8 @@ def generic(machines, program):
         "agent_binary_src": str(program), "agent_environment": "test", "check_email": ["ops@example.com"],
         "agent_secrets": {"planted": {"content": PLANTED}}, "agent_drill": "weekly",
     }
+    hour = quiet_hour(machines["db1"])
+    common.update(agent_hours=[hour], check_hours=[hour], agent_drill_hour=hour)
     hosts = {"db1": {"agent_services": services, **machines["db1"].vars}}
     return {"all": {"vars": common, "children": {"backstay": {"hosts": hosts}}}}
 
@@ -49,6 +56,8 @@ def by_old_names(machines, program, url):
         "AMAZON_S3_ACCESS_KEY": ACCESS, "AMAZON_S3_SECRET_KEY": SECRET, "check_s3_backups_email": "ops@example.com",
         "remote_couch_backup": None, "check_metrics_dir": "/srv/metrics",
     }
+    hour = quiet_hour(machines["db1"])
+    common.update(nadir_hour=hour, commcare_check_hours=[hour])
     hosts = {name: machine.vars for name, machine in machines.items()}
     hosts["ghost1"] = {}
     groups = {"pg_backup": ["db1"], "shared_dir_host": ["db1", "ghost1"], "backstay_monitor": ["monitor1"]}
