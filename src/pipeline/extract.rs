@@ -33,6 +33,8 @@ const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default
 pub struct Rules {
     /// Everything belongs to this user and group, whatever the archive says.
     pub owner: Option<(u32, u32)>,
+    /// Nothing is set-user-id or set-group-id, whatever the archive says.
+    pub harmless: bool,
 }
 
 /// Told every member when it is whole: the digest is that of a regular file's content, holes as zeros.
@@ -368,7 +370,11 @@ impl Extractor {
 
     /// Without the right owner, set-user-id would give rights to the wrong one.
     fn mode(&self, member: &Member) -> Mode {
-        Mode::from_bits_truncate(if self.superuser { member.mode } else { member.mode & 0o1777 })
+        Mode::from_bits_truncate(if self.superuser && !self.rules.harmless {
+            member.mode
+        } else {
+            member.mode & 0o1777
+        })
     }
 
     /// Names count before numbers, as for tar: a user may have another number on this host.

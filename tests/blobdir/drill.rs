@@ -1,6 +1,7 @@
 //! Drills of a directory: what comes back is compared with the inventory, on disk or while it goes by.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +23,14 @@ fn request(dir: &Path, stream: bool) -> DrillRequest {
 async fn drill(dir: &Path, sink: &Memory, captured: &Captured, stream: bool) -> backstay::error::Result<Drilled> {
     let source = Blobdir::new(config(&dir.join("tree")));
     source.drill(&context(dir), &sink.point(captured), &request(dir, stream)).await
+}
+
+/// Whether anything below is set-user-id or set-group-id.
+fn gives_rights(dir: &Path) -> bool {
+    fs::read_dir(dir).unwrap().flatten().any(|entry| {
+        let meta = entry.metadata().unwrap();
+        !meta.is_symlink() && meta.mode() & 0o6000 != 0 || meta.is_dir() && gives_rights(&entry.path())
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,6 +59,27 @@ async fn everything_a_file_system_can_hold_comes_back_as_it_was_captured() {
         assert_eq!(stored, usize::from(!stream), "only a drill that stores needs the disk");
         let need = source.drill_bytes(&sink.point(&captured).manifest, &request(dir.path(), stream));
         assert_eq!(need > captured.counts["bytes"], !stream);
+    }
+    assert!(!nix::unistd::Uid::effective().is_root() || gives_rights(&dir.path().join("elsewhere")));
+    assert!(!gives_rights(&dir.path().join("scratch-false")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_not_in_the_inventory_is_found_though_scratch_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("program"), "text").unwrap();
+    fs::set_permissions(tree.join("program"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let sink = Memory::default();
+    let captured = Blobdir::new(config(&tree)).backup(&context(dir.path()), &sink).await.unwrap();
+    let text = String::from_utf8(sink.bytes("inventory.jsonl")).unwrap();
+    assert!(text.contains(r#""mode":"4755""#), "{text}");
+    sink.set("inventory.jsonl", text.replace(r#""mode":"4755""#, r#""mode":"0755""#).into_bytes());
+    for stream in [false, true] {
+        let drilled = drill(dir.path(), &sink, &captured, stream).await.unwrap();
+        assert_eq!(drilled.differences.len(), 1, "{drilled:?}");
+        assert!(drilled.differences[0].starts_with("\"program\" has another type, owner, mode"), "{drilled:?}");
     }
 }
 

@@ -176,6 +176,7 @@ pub(super) struct Comparison {
     problems: Vec<String>,
     more: u64,
     lost: bool,
+    is_harmless: bool,
 }
 
 impl Comparison {
@@ -190,7 +191,7 @@ impl Comparison {
             return Err(Error::new(ErrorKind::Config, message)
                 .hint("upgrade backstay on this host: this version reads format version 1."));
         }
-        Ok(Self { lines, problems: Vec::new(), more: 0, lost: false })
+        Ok(Self { lines, problems: Vec::new(), more: 0, lost: false, is_harmless: false })
     }
 
     fn next_line(&mut self) -> Result<Option<Line>> {
@@ -210,9 +211,11 @@ impl Comparison {
         self.line(found, "the archive")
     }
 
-    /// Compares with another inventory, taken of what was restored. `owners`: whether owners must be the same.
+    /// Compares with another inventory, taken of what was restored without set-user-id and set-group-id. `owners`:
+    /// whether owners must be the same.
     pub(super) fn with(&mut self, other: File, owners: bool) -> Result<()> {
         let mut other = Self::begin(other)?;
+        self.is_harmless = true;
         while let Some(mut found) = other.next_line()? {
             if !owners {
                 (found.uid, found.gid) = (None, None);
@@ -227,11 +230,14 @@ impl Comparison {
             return Ok(());
         }
         let name = found.name();
-        let Some(line) = self.next_line()? else {
+        let Some(mut line) = self.next_line()? else {
             self.lost = true;
             self.problem(format!("{name} is in {place} but not in the inventory"));
             return Ok(());
         };
+        if self.is_harmless {
+            line.mode = line.mode.map(|mode| harmless(&mode));
+        }
         (found.state, found.padded_bytes) = (line.state, line.padded_bytes);
         (found.uid, found.gid) = (found.uid.or(line.uid), found.gid.or(line.gid));
         if found == line {
@@ -268,6 +274,11 @@ impl Comparison {
         }
         Ok(self.problems)
     }
+}
+
+/// The mode without set-user-id and set-group-id; one that is no mode stays as it is.
+fn harmless(mode: &str) -> String {
+    u32::from_str_radix(mode, 8).map_or_else(|_| mode.to_owned(), |bits| format!("{:04o}", bits & 0o1777))
 }
 
 fn unreadable(e: std::io::Error) -> Error {

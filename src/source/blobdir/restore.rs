@@ -42,7 +42,7 @@ pub(super) async fn restore(
     let work = move || -> Result<Restored> {
         let mut expected = expected;
         let mut seen = |member: &_, digest: Option<&_>| expected.member(member, digest);
-        let done = extract::extract(data, &place.partial, Rules { owner }, &mut seen)?;
+        let done = extract::extract(data, &place.partial, Rules { owner, ..Rules::default() }, &mut seen)?;
         let problems = [expected.finish()?, compare_counts(&counts, &done.counts)].concat();
         if !problems.is_empty() {
             let message = format!("the restored files differ from what was captured: {}", problems.join("; "));
@@ -73,7 +73,7 @@ pub(super) async fn legacy(own: &Path, cx: &Context, old: LegacyReader, request:
     place.check_space(old.stored_bytes, 0)?;
     let data = BufReader::with_capacity(512 * 1024, Bridge::new(old.plain, &stop));
     let work = move || -> Result<Restored> {
-        let done = extract::extract_stripped(data, &place.partial, Rules { owner }, &|_| true)?;
+        let done = extract::extract_stripped(data, &place.partial, Rules { owner, ..Rules::default() }, &|_| true)?;
         let (target, old_data) = place.settle()?;
         Ok(restored(&target, old_data, done, owner.is_some()))
     };
@@ -162,7 +162,15 @@ pub(super) async fn open(
     point: &PointReader,
     stop: &CancellationToken,
 ) -> Result<(Comparison, impl Read + Send + 'static)> {
-    let (data, lines) = (find(point, Role::Data, "data.tar")?, find(point, Role::Inventory, "inventory.jsonl")?);
+    let data = find(point, Role::Data, "data.tar")?;
+    let expected = inventory(cx, point, stop).await?;
+    let bridge = Bridge::new(point.open(&data).await?, stop);
+    Ok((expected, BufReader::with_capacity(512 * 1024, bridge)))
+}
+
+/// The inventory, fetched and ready to be compared with.
+pub(super) async fn inventory(cx: &Context, point: &PointReader, stop: &CancellationToken) -> Result<Comparison> {
+    let lines = find(point, Role::Inventory, "inventory.jsonl")?;
     let spool = cx.workdir.join("expected-inventory.jsonl");
     let failed = |e| Error::io(e, "could not make the inventory's scratch file");
     let file =
@@ -178,7 +186,5 @@ pub(super) async fn open(
     tokio::io::AsyncWriteExt::flush(&mut copy).await.map_err(failed)?;
     let mut file = file;
     io::Seek::rewind(&mut file).map_err(failed)?;
-    let expected = Comparison::begin(file)?;
-    let bridge = Bridge::new(point.open(&data).await?, stop);
-    Ok((expected, BufReader::with_capacity(512 * 1024, bridge)))
+    Comparison::begin(file)
 }

@@ -121,7 +121,7 @@ impl Work<'_> {
         let guard = stop.clone().drop_guard();
         let archive = point::archive(self.point, &stop).await?;
         let (into, wanted) = (data.to_owned(), Wanted::all(self.inventory));
-        let rules = Rules { owner: throwaway::owner() };
+        let rules = Rules { owner: throwaway::owner(), ..Rules::default() };
         let outcome = blocking(move || extract_wanted(archive, &into, rules, &wanted).map(drop)).await;
         drop(guard);
         // Nothing of a restore is to be undone here.

@@ -39,7 +39,7 @@ pub(super) async fn restore(
     let filled = blocking(move || {
         // The members of the cluster that was saved are not those of this one.
         let wanted = |member: &crate::pipeline::archive::Member| member.path != b"_nodes.couch";
-        let done = extract::extract_stripped(data, &place.partial, Rules { owner }, &wanted)?;
+        let done = extract::extract_stripped(data, &place.partial, Rules { owner, ..Rules::default() }, &wanted)?;
         Ok((place, done))
     })
     .await;

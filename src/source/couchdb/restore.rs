@@ -65,7 +65,7 @@ pub(super) async fn restore(
     place.check_space(need("bytes"), need("files"))?;
     let owner = request.owner.as_deref().map(owner::parse).transpose()?;
     let wanted = Wanted::new(&inventory, request.no_replicator);
-    let (place, done) = fill(cx, point, place, Rules { owner }, wanted).await?;
+    let (place, done) = fill(cx, point, place, Rules { owner, ..Rules::default() }, wanted).await?;
     if request.start {
         stop(source, cx, &node, &target, request.wait).await?;
     } else {
@@ -74,7 +74,7 @@ pub(super) async fn restore(
     let (target, old_data) = blocking(move || place.settle()).await?;
     let mut restored = Restored { target: target.display().to_string(), old_data, ..Restored::default() };
     note_files(&inventory, request, &done, &mut restored);
-    config_beside(cx, point, &target, now, Rules { owner }, &mut restored).await?;
+    config_beside(cx, point, &target, now, Rules { owner, ..Rules::default() }, &mut restored).await?;
     if request.start {
         let finish = Finish { source, inventory: &inventory, no_replicator: request.no_replicator };
         let started = start(source, cx, &node, request.wait).await;

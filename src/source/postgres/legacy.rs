@@ -84,7 +84,8 @@ async fn fill(
     owner: Owner,
 ) -> Result<(Restored, String)> {
     let into = place.staging.clone();
-    let rules = Rules { owner: nix::unistd::geteuid().is_root().then_some((owner.uid, owner.gid)) };
+    let given = nix::unistd::geteuid().is_root().then_some((owner.uid, owner.gid));
+    let rules = Rules { owner: given, ..Rules::default() };
     let done =
         blocking(old.plain, &cx.cancel, move |from| extract::extract_stripped(from, &into, rules, &|_| true)).await?;
     let dir = &place.staging;

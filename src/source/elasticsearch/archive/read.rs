@@ -119,10 +119,15 @@ pub(in super::super) async fn restore(cx: &Context, point: &PointReader, request
         .find(|e| point.manifest.attributes.get(REPOSITORY).is_some_and(|repository| *repository == e.repository));
     let snapshot = snapshot.map(|e| e.name.clone()).unwrap_or_default();
     let work = move || -> Result<Restored> {
-        let done = extract::extract(data, &place.partial, Rules { owner }, &mut |member: &Member, _: Option<&_>| {
-            contents.see(member);
-            Ok(())
-        })?;
+        let done = extract::extract(
+            data,
+            &place.partial,
+            Rules { owner, ..Rules::default() },
+            &mut |member: &Member, _: Option<&_>| {
+                contents.see(member);
+                Ok(())
+            },
+        )?;
         let problems = contents.problems();
         if !problems.is_empty() {
             return Err(Error::new(ErrorKind::Corrupt, "the archive is not what was captured")
