@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 mod chunks;
 
-pub(crate) use chunks::Chunks;
+pub(crate) use chunks::{Chunks, Spare};
 
 /// Bytes collected before they travel on.
 pub const CHUNK_BYTES: usize = 512 * 1024;

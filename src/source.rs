@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncRead;
+use tokio::io::AsyncBufRead;
 use tokio_util::sync::CancellationToken;
 
 use crate::artefact::ArtefactSink;
@@ -191,7 +191,7 @@ pub struct Captured {
 
 /// Plain bytes of one artefact. End of file is returned only after length and digests matched the manifest;
 /// otherwise the last read is an error of kind `Corrupt`.
-pub type ArtefactReader = Pin<Box<dyn AsyncRead + Send>>;
+pub type ArtefactReader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// Opens artefacts of a point; implemented by the engine.
 #[async_trait]

@@ -10,12 +10,40 @@ use super::CHUNK_BYTES;
 /// Chunks that are watched at most: what the queues on their way hold, and some.
 const WATCHED: usize = 12;
 
+/// Buffers whose bytes were sent, to be used again.
+#[derive(Debug, Default)]
+pub(crate) struct Spare {
+    /// Oldest first.
+    sent: VecDeque<Bytes>,
+}
+
+impl Spare {
+    /// Bytes that are sent now; the buffer is free when all others have dropped them.
+    pub(crate) fn watch(&mut self, sent: Bytes) {
+        self.sent.push_back(sent);
+        if self.sent.len() > WATCHED {
+            self.sent.pop_front();
+        }
+    }
+
+    /// A buffer with room for `bytes`, with what was in it.
+    pub(crate) fn buffer(&mut self, bytes: usize) -> BytesMut {
+        if let Some(oldest) = self.sent.pop_front() {
+            match oldest.try_into_mut() {
+                Ok(free) if free.capacity() >= bytes => return free,
+                Ok(_) => {}
+                Err(busy) => self.sent.push_front(busy),
+            }
+        }
+        BytesMut::with_capacity(bytes)
+    }
+}
+
 /// The chunk of a stream that is being filled.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
     buffer: BytesMut,
-    /// Chunks that were sent, oldest first.
-    sent: VecDeque<Bytes>,
+    spare: Spare,
 }
 
 impl Chunks {
@@ -30,7 +58,7 @@ impl Chunks {
     /// Takes as much of `data` as there is room for; how much.
     pub(crate) fn fill(&mut self, data: &[u8]) -> usize {
         if self.buffer.capacity() < CHUNK_BYTES {
-            self.buffer = self.free();
+            self.buffer = self.spare.buffer(CHUNK_BYTES);
             self.buffer.clear();
         }
         let n = data.len().min(CHUNK_BYTES.saturating_sub(self.buffer.len()));
@@ -41,16 +69,13 @@ impl Chunks {
     /// What was collected.
     pub(crate) fn take(&mut self) -> Bytes {
         let chunk = std::mem::take(&mut self.buffer).freeze();
-        self.sent.push_back(chunk.clone());
-        if self.sent.len() > WATCHED {
-            self.sent.pop_front();
-        }
+        self.spare.watch(chunk.clone());
         chunk
     }
 
     /// A whole chunk to read into; it holds what it held before, because clearing it would cost as much as filling it.
     pub(crate) fn space(&mut self) -> &mut [u8] {
-        self.buffer = self.free();
+        self.buffer = self.spare.buffer(CHUNK_BYTES);
         self.buffer.resize(CHUNK_BYTES, 0);
         &mut self.buffer
     }
@@ -59,18 +84,6 @@ impl Chunks {
     pub(crate) fn take_first(&mut self, n: usize) -> Bytes {
         self.buffer.truncate(n);
         self.take()
-    }
-
-    /// A buffer that nobody holds, with what was in it.
-    fn free(&mut self) -> BytesMut {
-        if let Some(oldest) = self.sent.pop_front() {
-            match oldest.try_into_mut() {
-                Ok(free) if free.capacity() >= CHUNK_BYTES => return free,
-                Ok(_) => {}
-                Err(busy) => self.sent.push_front(busy),
-            }
-        }
-        BytesMut::with_capacity(CHUNK_BYTES)
     }
 }
 

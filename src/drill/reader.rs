@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt as _};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 
 use crate::catalogue::Place;
 use crate::destination::{ByteStream, Destination};
@@ -163,17 +163,15 @@ struct Plain {
     meter: Arc<Meter>,
 }
 
-impl AsyncRead for Plain {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        let before = buf.filled().len();
-        let room = buf.remaining() > 0;
-        let read = self.reader.as_mut().poll_read(cx, buf);
+impl Plain {
+    /// Notes how reading went on: `Ready(true)` is the end.
+    fn note(&mut self, read: Poll<std::result::Result<bool, &std::io::Error>>) {
         let meter = Arc::clone(&self.meter);
         let waited = meter.waited(&mut self.since, read.is_pending());
         let mut seen = meter.seen();
         seen.plain += waited;
-        match &read {
-            Poll::Ready(Ok(())) if room && buf.filled().len() == before => {
+        match read {
+            Poll::Ready(Ok(true)) => {
                 seen.whole.insert(self.name.clone());
             }
             Poll::Ready(Err(e)) => {
@@ -184,6 +182,39 @@ impl AsyncRead for Plain {
             }
             _ => {}
         }
+    }
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let read = self.reader.as_mut().poll_read(cx, buf);
+        let ended = room && buf.filled().len() == before;
+        self.note(match &read {
+            Poll::Ready(read) => Poll::Ready(read.as_ref().map(|()| ended)),
+            Poll::Pending => Poll::Pending,
+        });
         read
+    }
+}
+
+impl AsyncBufRead for Plain {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<&[u8]>> {
+        let this = self.get_mut();
+        let filled = this.reader.as_mut().poll_fill_buf(cx).map_ok(<[u8]>::is_empty);
+        this.note(match &filled {
+            Poll::Ready(filled) => Poll::Ready(filled.as_ref().copied()),
+            Poll::Pending => Poll::Pending,
+        });
+        // What there is is asked for again, because the note needs all of this meanwhile.
+        match filled {
+            Poll::Ready(Ok(_)) => this.reader.as_mut().poll_fill_buf(cx),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+    fn consume(mut self: Pin<&mut Self>, n: usize) {
+        self.reader.as_mut().consume(n);
     }
 }

@@ -1,14 +1,16 @@
 //! From the async reader of an artefact to a thread that may block: archives are read and written there.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Reads from `from` on the runtime in which it was made; `stop` interrupts a read.
+/// Reads from `from` on the runtime in which it was made, without a copy; `stop` interrupts a read.
 #[derive(Debug)]
 pub struct Bridge<R> {
     from: R,
@@ -23,16 +25,39 @@ impl<R> Bridge<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> Read for Bridge<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+impl<R: AsyncBufRead + Unpin> BufRead for Bridge<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let Self { from, runtime, stop } = self;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => Err(stopped().into()),
-                read = from.read(buf) => read,
-            }
-        })
+        if stop.is_cancelled() {
+            return Err(stopped().into());
+        }
+        // What is there already needs no runtime.
+        let mut nobody = Context::from_waker(Waker::noop());
+        match Pin::new(&mut *from).poll_fill_buf(&mut nobody) {
+            Poll::Ready(filled) => drop(filled?),
+            Poll::Pending => runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => Err(stopped().into()),
+                    filled = from.fill_buf() => filled.map(drop),
+                }
+            })?,
+        }
+        match Pin::new(from).poll_fill_buf(&mut nobody) {
+            Poll::Ready(filled) => filled,
+            Poll::Pending => Err(io::Error::other("a reader forgot what it had read")),
+        }
+    }
+    fn consume(&mut self, n: usize) {
+        Pin::new(&mut self.from).consume(n);
+    }
+}
+
+impl<R: AsyncBufRead + Unpin> Read for Bridge<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(buf)?;
+        self.consume(n);
+        Ok(n)
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -67,7 +67,7 @@ impl Extracted {
 ///
 /// # Errors
 /// `Corrupt` for a damaged archive, and whatever `observer` says.
-pub fn scan<R: Read>(from: R, observer: &mut Observer<'_>) -> Result<Extracted> {
+pub fn scan<R: BufRead>(from: R, observer: &mut Observer<'_>) -> Result<Extracted> {
     let (mut tar, mut done) = (TarReader::new(from), Extracted::default());
     while let Some(found) = tar.next_member()? {
         let mut stored = 0;
@@ -84,12 +84,12 @@ pub fn scan<R: Read>(from: R, observer: &mut Observer<'_>) -> Result<Extracted> 
 /// # Errors
 /// `Corrupt` for a damaged or hostile archive, the file system's own otherwise, and whatever `observer` says. What
 /// was extracted until then stays: the caller removes it.
-pub fn extract<R: Read>(from: R, root: &Path, rules: Rules, observer: &mut Observer<'_>) -> Result<Extracted> {
+pub fn extract<R: BufRead>(from: R, root: &Path, rules: Rules, observer: &mut Observer<'_>) -> Result<Extracted> {
     extract_some(from, root, rules, &|_| true, observer)
 }
 
 /// As [`extract`], of the members that `wanted` takes; `observer` is not told of the others.
-pub fn extract_some<R: Read>(
+pub fn extract_some<R: BufRead>(
     from: R,
     root: &Path,
     rules: Rules,
@@ -100,7 +100,7 @@ pub fn extract_some<R: Read>(
 }
 
 /// As [`extract_some`], of an archive that holds the path of the directory it was made of: see [`TarReader::stripped`].
-pub fn extract_stripped<R: Read>(
+pub fn extract_stripped<R: BufRead>(
     from: R,
     root: &Path,
     rules: Rules,
@@ -109,7 +109,7 @@ pub fn extract_stripped<R: Read>(
     extract_members(TarReader::stripped(from), root, rules, wanted, &mut |_, _| Ok(()))
 }
 
-fn extract_members<R: Read>(
+fn extract_members<R: BufRead>(
     mut tar: TarReader<R>,
     root: &Path,
     rules: Rules,
@@ -167,7 +167,7 @@ struct Extractor {
 }
 
 impl Extractor {
-    fn member<R: Read>(
+    fn member<R: BufRead>(
         &mut self,
         tar: &mut TarReader<R>,
         found: Found,
@@ -263,7 +263,7 @@ impl Extractor {
         Ok(())
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         tar: &mut TarReader<R>,
         found: &Found,
@@ -471,7 +471,7 @@ impl Content for File {
     }
 }
 
-fn copy_content<R: Read>(
+fn copy_content<R: BufRead>(
     tar: &mut TarReader<R>,
     found: &Found,
     stored: &mut u64,

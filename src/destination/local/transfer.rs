@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::{Local, files};
+use crate::artefact::Spare;
 use crate::destination::{ByteStream, Location, PutMode, Upload};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -133,6 +134,7 @@ pub(super) struct Reading {
     file: File,
     path: PathBuf,
     left: u64,
+    spare: Spare,
 }
 
 /// Opens an object.
@@ -144,7 +146,7 @@ pub(super) fn open(path: &Path) -> Result<Reading> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing()),
         Err(e) => return Err(files::fail(e, "cannot open", path)),
     };
-    Ok(Reading { file, path: path.to_owned(), left: meta.len() })
+    Ok(Reading { file, path: path.to_owned(), left: meta.len(), spare: Spare::default() })
 }
 
 /// The bytes of an open object; ends after as many as it had when it was opened, or with an error.
@@ -157,15 +159,22 @@ fn next(mut reading: Reading) -> Result<Option<(Bytes, Reading)>> {
         return Ok(None);
     }
     let want = usize::try_from(reading.left).unwrap_or(CHUNK).min(CHUNK);
-    let mut chunk = Vec::with_capacity(want);
-    let got = (&reading.file)
-        .take(want as u64)
-        .read_to_end(&mut chunk)
-        .map_err(|e| files::fail(e, "cannot read", &reading.path))?;
-    if got < want {
-        let text = format!("{} ends {} bytes early", reading.path.display(), reading.left - got as u64);
-        return Err(Error::new(ErrorKind::Corrupt, text));
+    let mut chunk = reading.spare.buffer(CHUNK);
+    chunk.resize(want, 0);
+    let mut got = 0;
+    while got < want {
+        match reading.file.read(&mut chunk[got..]) {
+            Ok(0) => {
+                let text = format!("{} ends {} bytes early", reading.path.display(), reading.left - got as u64);
+                return Err(Error::new(ErrorKind::Corrupt, text));
+            }
+            Ok(n) => got += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(files::fail(e, "cannot read", &reading.path)),
+        }
     }
     reading.left -= got as u64;
-    Ok(Some((chunk.into(), reading)))
+    let chunk = chunk.freeze();
+    reading.spare.watch(chunk.clone());
+    Ok(Some((chunk, reading)))
 }

@@ -1,7 +1,7 @@
 //! A tar reader for what [`crate::pipeline::archive`] and GNU tar write: ustar, pax, GNU long names, sparse files of
 //! GNU PAX 1.0. Values of pax records are bytes: they may hold line ends.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::archive::{BLOCK, Member, MemberKind, Segment, Stamp, acl};
@@ -16,7 +16,8 @@ pub struct TarReader<R> {
     from: R,
     left: u64,
     padding: u64,
-    buffer: Vec<u8>,
+    /// Bytes of content that were lent, and are consumed before anything else is read.
+    lent: usize,
     strip: Strip,
 }
 
@@ -66,10 +67,10 @@ impl Extension {
     }
 }
 
-impl<R: Read> TarReader<R> {
+impl<R: BufRead> TarReader<R> {
     /// Reads from the beginning of an archive.
     pub fn new(from: R) -> Self {
-        Self { from, left: 0, padding: 0, buffer: vec![0; 256 * 1024], strip: Strip::No }
+        Self { from, left: 0, padding: 0, lent: 0, strip: Strip::No }
     }
 
     /// Reads an archive whose first member is the directory that was archived, with its path: absolute, or without
@@ -122,52 +123,64 @@ impl<R: Read> TarReader<R> {
 
     /// The next bytes of the present member's content; `None` at its end.
     pub fn read_content(&mut self) -> Result<Option<&[u8]>> {
+        self.take_back();
         if self.left == 0 {
             self.skip_padding()?;
             return Ok(None);
         }
-        let want = usize::try_from(self.left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
-        let n = loop {
-            match self.from.read(&mut self.buffer[..want]) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
+        self.wait()?;
+        let bytes = self.from.fill_buf()?;
+        let n = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
         if n == 0 {
             return Err(damaged("it ends in the middle of a file"));
         }
+        self.lent = n;
         self.left -= n as u64;
-        Ok(Some(&self.buffer[..n]))
+        Ok(Some(&bytes[..n]))
     }
 
     /// Reads what follows the end mark, to the very end of the stream.
     pub fn drain(mut self) -> Result<()> {
+        self.take_back();
         loop {
-            match self.from.read(&mut self.buffer) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
+            self.wait()?;
+            match self.from.fill_buf()?.len() {
+                0 => return Ok(()),
+                n => self.from.consume(n),
+            }
+        }
+    }
+
+    fn take_back(&mut self) {
+        self.from.consume(std::mem::take(&mut self.lent));
+    }
+
+    /// Until there are bytes to be had, or the end.
+    fn wait(&mut self) -> io::Result<()> {
+        loop {
+            match self.from.fill_buf() {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
+                other => return other.map(drop),
             }
         }
     }
 
     fn skip_padding(&mut self) -> Result<()> {
         let n = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0);
-        self.fill(n)
+        self.fill(&mut [0; BLOCK][..n])
     }
 
-    fn fill(&mut self, n: usize) -> Result<()> {
-        self.from.read_exact(&mut self.buffer[..n]).map_err(|e| match e.kind() {
+    fn fill(&mut self, all: &mut [u8]) -> Result<()> {
+        self.take_back();
+        self.from.read_exact(all).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => damaged("it ends before its end mark"),
             _ => e.into(),
         })
     }
 
     fn block(&mut self) -> Result<[u8; BLOCK]> {
-        self.fill(BLOCK)?;
         let mut block = [0; BLOCK];
-        block.copy_from_slice(&self.buffer[..BLOCK]);
+        self.fill(&mut block)?;
         Ok(block)
     }
 
@@ -263,7 +276,7 @@ struct MapText {
 }
 
 impl MapText {
-    fn number<R: Read>(&mut self, from: &mut TarReader<R>) -> Result<u64> {
+    fn number<R: BufRead>(&mut self, from: &mut TarReader<R>) -> Result<u64> {
         let mut digits = Vec::new();
         loop {
             if self.at == BLOCK {

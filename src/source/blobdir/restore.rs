@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ pub(super) async fn legacy(own: &Path, cx: &Context, old: LegacyReader, request:
     let guard = stop.clone().drop_guard();
     let place = Place::prepare(&target, request.replace, cx.clock.now())?;
     place.check_space(old.stored_bytes, 0)?;
-    let data = BufReader::with_capacity(512 * 1024, Bridge::new(old.plain, &stop));
+    let data = Bridge::new(old.plain, &stop);
     let work = move || -> Result<Restored> {
         let done = extract::extract_stripped(data, &place.partial, Rules { owner, ..Rules::default() }, &|_| true)?;
         let (target, old_data) = place.settle()?;
@@ -161,11 +161,10 @@ pub(super) async fn open(
     cx: &Context,
     point: &PointReader,
     stop: &CancellationToken,
-) -> Result<(Comparison, impl Read + Send + 'static)> {
+) -> Result<(Comparison, impl BufRead + Send + 'static)> {
     let data = find(point, Role::Data, "data.tar")?;
     let expected = inventory(cx, point, stop).await?;
-    let bridge = Bridge::new(point.open(&data).await?, stop);
-    Ok((expected, BufReader::with_capacity(512 * 1024, bridge)))
+    Ok((expected, Bridge::new(point.open(&data).await?, stop)))
 }
 
 /// The inventory, fetched and ready to be compared with.

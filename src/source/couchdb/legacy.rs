@@ -1,7 +1,5 @@
 //! Restores a tar of a data directory, as commcare-cloud made it: whole files, without a record of what they hold.
 
-use std::io::BufReader;
-
 use super::Couchdb;
 use super::node::Node;
 use super::restore::{refuse_running, start, stop};
@@ -35,7 +33,7 @@ pub(super) async fn restore(
     let owner = request.owner.as_deref().map(owner::parse).transpose()?;
     let cancel = cx.cancel.child_token();
     let guard = cancel.clone().drop_guard();
-    let data = BufReader::with_capacity(512 * 1024, Bridge::new(old.plain, &cancel));
+    let data = Bridge::new(old.plain, &cancel);
     let filled = blocking(move || {
         // The members of the cluster that was saved are not those of this one.
         let wanted = |member: &crate::pipeline::archive::Member| member.path != b"_nodes.couch";

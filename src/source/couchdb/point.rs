@@ -1,6 +1,6 @@
 //! A restore point opened for reading: its inventory, and its archive for a thread that may block.
 
-use std::io::{BufReader, Read};
+use std::io::BufRead;
 
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
@@ -28,17 +28,17 @@ pub(super) async fn inventory(point: &PointReader) -> Result<Inventory> {
 }
 
 /// The archive.
-pub(super) async fn archive(point: &PointReader, stop: &CancellationToken) -> Result<impl Read + Send + 'static> {
+pub(super) async fn archive(point: &PointReader, stop: &CancellationToken) -> Result<impl BufRead + Send + 'static> {
     let from = point.open(&find(point, Role::Data, "data.tar")?).await?;
-    Ok(BufReader::with_capacity(512 * 1024, Bridge::new(from, stop)))
+    Ok(Bridge::new(from, stop))
 }
 
 /// The configuration, if the point has it.
 pub(super) async fn config(
     point: &PointReader,
     stop: &CancellationToken,
-) -> Result<Option<impl Read + Send + 'static>> {
+) -> Result<Option<impl BufRead + Send + 'static>> {
     let Ok(artefact) = find(point, Role::Config, "config.tar") else { return Ok(None) };
     let from = point.open(&artefact).await?;
-    Ok(Some(BufReader::with_capacity(64 * 1024, Bridge::new(from, stop))))
+    Ok(Some(Bridge::new(from, stop)))
 }

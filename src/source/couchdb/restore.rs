@@ -4,7 +4,7 @@
 //! with the inventory before anything is moved into place, and counted by the node after that.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::BufRead;
 use std::path::Path;
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ async fn fill(
     outcome
 }
 
-pub(super) fn extract_wanted(data: impl Read, into: &Path, rules: Rules, wanted: &Wanted) -> Result<Extracted> {
+pub(super) fn extract_wanted(data: impl BufRead, into: &Path, rules: Rules, wanted: &Wanted) -> Result<Extracted> {
     let mut seen = BTreeSet::new();
     let mut observer = |member: &Member, digest: Option<&blake3::Hash>| {
         wanted.check(member, digest)?;

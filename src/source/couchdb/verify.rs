@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::{BufRead, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -88,7 +88,7 @@ impl Found {
         *self.counts.entry(key.to_owned()).or_default() += n;
     }
 
-    fn read(&mut self, archive: impl Read) -> Result<()> {
+    fn read(&mut self, archive: impl BufRead) -> Result<()> {
         let mut tar = TarReader::new(archive);
         while let Some(found) = tar.next_member()? {
             let member = found.member;

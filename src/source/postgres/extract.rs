@@ -40,7 +40,7 @@ impl<R: io::Read> io::Read for Pull<R> {
 pub(super) async fn blocking<T: Send + 'static>(
     reader: ArtefactReader,
     cancel: &CancellationToken,
-    work: impl FnOnce(&mut dyn io::Read) -> Result<T> + Send + 'static,
+    work: impl FnOnce(&mut dyn io::BufRead) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let cancel = cancel.child_token();
     let guard = cancel.clone().drop_guard();

@@ -1,7 +1,7 @@
 //! The archive of a repository, read back: compared with what the manifest says of it, and unpacked into a directory.
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, Read};
+use std::io::BufRead;
 
 use tokio_util::sync::CancellationToken;
 
@@ -70,9 +70,8 @@ async fn open(
     point: &PointReader,
     artefact: &Artefact,
     stop: &CancellationToken,
-) -> Result<impl Read + Send + 'static> {
-    let bridge = Bridge::new(point.open(artefact).await?, stop);
-    Ok(BufReader::with_capacity(512 * 1024, bridge))
+) -> Result<impl BufRead + Send + 'static> {
+    Ok(Bridge::new(point.open(artefact).await?, stop))
 }
 
 /// Reads all of it. Needs no cluster.
