@@ -79,6 +79,32 @@ class Gateway:
         (self.dir / "keep").unlink(missing_ok=True)
 
 
+class Search:
+    """A real OpenSearch node on this host's loopback, which a machine reaches; stopped with this process."""
+
+    def __init__(self):
+        port = free_ports(1)[0]
+        self.url = f"http://127.0.0.1:{port}"
+        self.dir = pathlib.Path(tempfile.gettempdir()) / f"backstay-ansible-search-{port}"
+        tool, node, cache = str(ROOT / "tests/tools/search.sh"), ["opensearch", "2.19.1"], str(CACHE.parent / "search")
+        with tempfile.TemporaryFile() as log:
+            for words in (["fetch", *node, cache], ["start", *node, cache, str(self.dir), port, str(os.getpid())]):
+                ran = subprocess.run([tool, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+                log.seek(0)
+                if ran.returncode != 0:
+                    raise AssertionError("the node does not start: " + log.read().decode())
+
+    def ask(self, method, path, body=None):
+        """One request; its answer."""
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers={"content-type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.loads(answer.read())
+
+    def stop(self):
+        (self.dir / "keep").unlink(missing_ok=True)
+
+
 class Machine:
     """One machine. `ssh` runs a shell command there and returns what it printed."""
 

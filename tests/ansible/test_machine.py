@@ -15,7 +15,7 @@ import tempfile
 import threading
 import unittest
 
-from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, wait_until
+from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, Search, wait_until
 
 DEPLOY = "backstay.backstay.deploy"
 PROGRAM = pathlib.Path(os.environ["BACKSTAY"])
@@ -30,12 +30,16 @@ def quiet_hour(machine):
     return (int(machine.ssh("date +%-H")) + 12) % 24
 
 
-def generic(machines, program):
-    """Hosts in the words of the roles: PostgreSQL and files on db1."""
+def generic(machines, program, search):
+    """Hosts in the words of the roles: PostgreSQL, files and a search engine on db1."""
     keep = {"daily": 2, "weekly": 2}
     services = {
         "postgres": {"postgres": {"method": "plain"}, "user": "postgres", "backup_dir": "/opt/backups/postgresql", "keep": keep},
         "files": {"blobdir": {"path": "/srv/files"}, "after": ["postgres"], "backup_dir": "/opt/backups/files", "keep": keep},
+        "search": {
+            "elasticsearch": {"url": search.url, "repositories": {"near": {"fs": {"location": f"{search.dir}/repo/near"}}}},
+            "user": "backup", "after": ["files"], "backup_dir": "/opt/backups/search", "keep": keep,
+        },
     }
     common = {
         "agent_binary_src": str(program), "agent_environment": "test", "check_email": ["ops@example.com"],
@@ -124,7 +128,11 @@ class Short(Story):
 
     @classmethod
     def inventory(cls):
-        return generic(cls.machines, cls.program)
+        cls.search = Search()
+        cls.addClassCleanup(cls.search.stop)
+        for number in range(25):
+            cls.search.ask("PUT", f"/people/_doc/{number}?refresh=true", {"name": f"person {number}"})
+        return generic(cls.machines, cls.program, cls.search)
 
     def test_1_check_mode_on_a_new_host_changes_nothing(self):
         played = self.deploy("--tags", "backups", "--check", "--diff")
@@ -163,7 +171,7 @@ class Short(Story):
         self.db1.ssh("systemctl show -p NextElapseUSecRealtime backstay-drill.timer | grep -q Sun")
         self.db1.start("backstay-drill.service")
         said = self.db1.ssh("journalctl --no-pager -o cat -u backstay-drill; backstay list")
-        self.assertEqual(said.count("proven"), 4, said)
+        self.assertEqual(said.count("proven"), 6, said)
         self.assertEqual(self.db1.ssh("find /var/lib/backstay/scratch -mindepth 1"), "")
         self.db1.ssh("cd /opt/backups/files/*_weekly_*; cp data.* /var/tmp; truncate -s -1 data.*")
         self.assertNotEqual(self.db1.ran("systemctl start backstay-drill.service").returncode, 0)
@@ -179,6 +187,23 @@ class Short(Story):
         ran = subprocess.run([scripts / "restore-blobdir.sh", *words], capture_output=True, text=True, check=False)
         self.assertEqual(ran.returncode, 0, ran.stderr)
         self.assertEqual((to / "one").read_text(), "precious\n")
+
+    def test_3c_indices_come_back_by_a_playbook_that_asks_for_a_word(self):
+        owner = self.db1.ssh("stat -c %U /opt/backups/search /opt/backups/search/search_test_*")
+        self.assertEqual(owner, "backup\nbackup\n")
+        self.search.ask("DELETE", "/people")
+        restore = ["backstay.backstay.restore_elasticsearch", "-e", "target=db1", "-e", "service=search"]
+        refused = self.fleet.play(*restore)
+        self.assertNotEqual(refused.code, 0)
+        self.assertIn("again with -e confirm=yes", " ".join(refused.output.split()))
+        self.fleet.done(*restore, "-e", "confirm=yes")
+        self.assertEqual(self.search.ask("GET", "/people/_count")["count"], 25)
+
+    def test_3d_so_do_files(self):
+        (self.db1.root / "srv/files/one").write_text("spoiled")
+        played = self.fleet.done("backstay.backstay.restore_blobdb", target="db1", service="files", confirm="yes")
+        self.assertIn("the old data lies in /srv/files", " ".join(played.output.split()))
+        self.assertEqual((self.db1.root / "srv/files/one").read_text(), "precious\n")
 
     def test_4_a_wrong_configuration_fails_in_check_mode_too(self):
         played = self.fleet.play(DEPLOY, "--check", "--tags", "agent_configure", agent_services={"x": {"blobdri": {}}})
