@@ -225,6 +225,8 @@ fn they_age_out_only_when_asked_and_never_before_there_is_a_point() {
     let said = host.run(&["prune", "blobdb", "--legacy-older-than", "1d"]).ok();
     assert_eq!(said, "blobdb_daily_2026_01_02.tar.gz at local: removed\n");
     assert_eq!(host.legacy(&[]), ["blobdb_daily_2126_01_02.tar.gz legacy"]);
+    let said = host.run(&["prune", "blobdb", "--legacy-older-than", "1d"]).ok();
+    assert_eq!(said, "blobdb at local: no backup of the older system is older than 1d\n");
     assert!(host.run(&["list"]).ok().contains("complete"));
 }
 

@@ -105,6 +105,9 @@ async fn older(app: &App, engine: &Engine, service: &str, args: &PruneArgs, age:
                 let word = if args.dry_run { "would be removed" } else { "removed" };
                 app.say(format!("{} at {}: {word}", legacy.id, place.name()));
             }
+            if doomed.is_empty() {
+                app.say(format!("{service} at {}: no backup of the older system is older than {age}", place.name()));
+            }
             let ids: Vec<&str> = doomed.iter().map(|l| l.id.as_str()).collect();
             app.emit(&json!({"message_type": "pruned", "service": service, "destination": place.name(),
                 "removed": ids, "problems": [], "dry_run": args.dry_run}));
