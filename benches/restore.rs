@@ -1,7 +1,7 @@
 //! `cargo bench --bench restore -- [--mib 1024] [--rounds 3] [--dir DIR]`
 //!
-//! A restore of a directory from a directory of points, against `zstd -d | tar -x` and `restic restore`; and a streamed
-//! drill against `zstd -t`. The runs are interleaved, one of each per round, after one round that does not count;
+//! A restore of a directory from a directory of points, against `zstd -d | tar -x`, `restic restore` and, where it is
+//! installed (`cargo install rustic-rs`), `rustic restore` of the same repository; and a streamed drill against `zstd -t`. The runs are interleaved, one of each per round, after one round that does not count;
 //! ratios are taken within each round. Give a directory in memory (`--dir /dev/shm`), or the disk is measured.
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr, reason = "a bench talks, and stops at once")]
 
@@ -40,13 +40,21 @@ fn main() {
         let script = format!("set -e -o pipefail; {script}");
         measure(dir.path(), "bash", &["-c", &script, "bash", text(&archive), text(&out)], &[])
     };
-    let benches: [Bench<'_>; 5] = [
+    let rustic = || {
+        let names = ["RUSTIC_REPOSITORY", "RUSTIC_PASSWORD", "RUSTIC_CACHE_DIR"];
+        let env: Vec<_> = names.into_iter().zip([text(&repository), "bench", text(&cache)]).collect();
+        measure(dir.path(), "rustic", &["--log-level", "error", "--no-progress", "restore", "latest", text(&out)], &env)
+    };
+    let mut benches: Vec<Bench<'_>> = vec![
         ("backstay restore", Box::new(|| backstay(&["restore", "data", "latest", "--to", text(&out)]))),
         ("zstd -d \\| tar -x", Box::new(|| shell("mkdir \"$2\"; zstd -dcq \"$1\" | tar -x -C \"$2\""))),
         ("restic restore", Box::new(|| restic(&["restore", "latest", "--target", text(&out)]))),
         ("backstay drill --stream", Box::new(|| backstay(&["drill", "data", "--stream"]))),
         ("zstd -t", Box::new(|| shell("zstd -tq \"$1\""))),
     ];
+    if std::env::var("PATH").is_ok_and(|path| std::env::split_paths(&path).any(|dir| dir.join("rustic").exists())) {
+        benches.push(("rustic restore", Box::new(rustic)));
+    }
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); benches.len()];
     for round in 0..=rounds {
         for (n, (name, bench)) in benches.iter().enumerate() {
@@ -58,8 +66,12 @@ fn main() {
             }
         }
     }
+    print(&benches, &runs);
+}
+
+fn print(benches: &[Bench<'_>], runs: &[Vec<Run>]) {
     println!("| program | wall (s) | CPU (s) | memory (MiB) |\n|---|---|---|---|");
-    for ((name, _), runs) in benches.iter().zip(&runs) {
+    for ((name, _), runs) in benches.iter().zip(runs) {
         let (wall, cpu, rss) = (median(runs, |r| r.wall), median(runs, |r| r.cpu), median(runs, |r| r.rss));
         println!("| {name} | {wall:.2} | {cpu:.2} | {rss:.0} |");
     }
