@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Hold;
 use super::capture;
-use super::restore::{compare_counts, inventory, open};
+use super::restore::{compare_counts, open};
 use crate::config::BlobdirConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Manifest;
@@ -74,18 +74,17 @@ async fn extracted(
 ) -> Result<Drilled> {
     let mut watch = Stopwatch::start(&cx.clock);
     let counts = point.manifest.counts.clone();
-    let mut expected = inventory(cx, point, &stop).await?;
-    let (mut archived, data) = open(cx, point, &stop).await?;
+    let (mut expected, data) = open(cx, point, &stop).await?;
     let mut seconds = Seconds::default();
     let failed = |e| Error::io(e, format!("could not make {}", files.display()));
     fs::DirBuilder::new().mode(0o700).create(&files).map_err(failed)?;
     let into = files.clone();
     let restore = blocking(move || {
         let rules = Rules { harmless: true, ..Rules::default() };
-        let done = extract::extract(data, &into, rules, &mut |member, digest| archived.member(member, digest))?;
-        Ok((done, archived.finish()?))
+        let done = extract::extract(data, &into, rules, &mut |member, digest| expected.member(member, digest))?;
+        Ok((done, expected.again()?))
     });
-    let (done, in_the_archive) = restore.await?;
+    let (done, (in_the_archive, mut expected)) = restore.await?;
     seconds.restore = watch.lap();
     let job = capture::Job {
         root: files,

@@ -6,7 +6,7 @@
 //! (an earlier path), `state` (`changed`, `vanished`, `skipped`, `other-file-system`), `padded_bytes`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Seek as _, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -173,6 +173,8 @@ pub(super) fn write_header(out: &mut impl Write, root: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Comparison {
     lines: std::io::Lines<BufReader<File>>,
+    /// The same file, to begin again.
+    file: File,
     problems: Vec<String>,
     more: u64,
     lost: bool,
@@ -181,7 +183,9 @@ pub(super) struct Comparison {
 
 impl Comparison {
     /// Reads the header of an inventory that lies in a file.
-    pub(super) fn begin(file: File) -> Result<Self> {
+    pub(super) fn begin(mut file: File) -> Result<Self> {
+        file.rewind().map_err(unreadable)?;
+        let again = file.try_clone().map_err(unreadable)?;
         let mut lines = BufReader::with_capacity(256 * 1024, file).lines();
         let first = lines.next().transpose().map_err(unreadable)?.unwrap_or_default();
         let header: Header =
@@ -191,7 +195,13 @@ impl Comparison {
             return Err(Error::new(ErrorKind::Config, message)
                 .hint("upgrade backstay on this host: this version reads format version 1."));
         }
-        Ok(Self { lines, problems: Vec::new(), more: 0, lost: false, is_harmless: false })
+        Ok(Self { lines, file: again, problems: Vec::new(), more: 0, lost: false, is_harmless: false })
+    }
+
+    /// All differences, after the last member; and a comparison of something else with the same inventory.
+    pub(super) fn again(self) -> Result<(Vec<String>, Self)> {
+        let file = self.file.try_clone().map_err(unreadable)?;
+        Ok((self.finish()?, Self::begin(file)?))
     }
 
     fn next_line(&mut self) -> Result<Option<Line>> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -162,14 +162,7 @@ pub(super) async fn open(
     point: &PointReader,
     stop: &CancellationToken,
 ) -> Result<(Comparison, impl BufRead + Send + 'static)> {
-    let data = find(point, Role::Data, "data.tar")?;
-    let expected = inventory(cx, point, stop).await?;
-    Ok((expected, Bridge::new(point.open(&data).await?, stop)))
-}
-
-/// The inventory, fetched and ready to be compared with.
-pub(super) async fn inventory(cx: &Context, point: &PointReader, stop: &CancellationToken) -> Result<Comparison> {
-    let lines = find(point, Role::Inventory, "inventory.jsonl")?;
+    let (data, lines) = (find(point, Role::Data, "data.tar")?, find(point, Role::Inventory, "inventory.jsonl")?);
     let spool = cx.workdir.join("expected-inventory.jsonl");
     let failed = |e| Error::io(e, "could not make the inventory's scratch file");
     let file =
@@ -183,7 +176,6 @@ pub(super) async fn inventory(cx: &Context, point: &PointReader, stop: &Cancella
         copied = tokio::io::copy(&mut from, &mut copy) => copied.map_err(Error::from)?,
     };
     tokio::io::AsyncWriteExt::flush(&mut copy).await.map_err(failed)?;
-    let mut file = file;
-    io::Seek::rewind(&mut file).map_err(failed)?;
-    Comparison::begin(file)
+    let expected = Comparison::begin(file)?;
+    Ok((expected, Bridge::new(point.open(&data).await?, stop)))
 }
