@@ -79,6 +79,18 @@ class Gateway:
         (self.dir / "keep").unlink(missing_ok=True)
 
 
+class Missing(Exception):
+    """Something cannot be had here."""
+
+
+def note_skipped(why):
+    """For the end of tests/run."""
+    print(f"skipped: {why}", flush=True)
+    if os.environ.get("BACKSTAY_TEST_SKIPS"):
+        with open(os.environ["BACKSTAY_TEST_SKIPS"], "a", encoding="utf-8") as notes:
+            print(" ".join(why.split()), file=notes)
+
+
 class Search:
     """A real OpenSearch node on this host's loopback, which a machine reaches; stopped with this process."""
 
@@ -86,13 +98,18 @@ class Search:
         port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{port}"
         self.dir = pathlib.Path(tempfile.gettempdir()) / f"backstay-ansible-search-{port}"
-        tool, node, cache = str(ROOT / "tests/tools/search.sh"), ["opensearch", "2.19.1"], str(CACHE.parent / "search")
+        node = ["opensearch", "2.19.1", str(CACHE.parent / "search")]
+        self.run(Missing, "fetch", *node)
+        self.run(AssertionError, "start", *node, str(self.dir), port, str(os.getpid()))
+
+    @staticmethod
+    def run(error, *words):
         with tempfile.TemporaryFile() as log:
-            for words in (["fetch", *node, cache], ["start", *node, cache, str(self.dir), port, str(os.getpid())]):
-                ran = subprocess.run([tool, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
-                log.seek(0)
-                if ran.returncode != 0:
-                    raise AssertionError("the node does not start: " + log.read().decode())
+            tool = str(ROOT / "tests/tools/search.sh")
+            ran = subprocess.run([tool, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+            log.seek(0)
+            if ran.returncode != 0:
+                raise error(f"search.sh {' '.join(words)}: " + log.read().decode().strip())
 
     def ask(self, method, path, body=None):
         """One request; its answer."""

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import unittest
 
-from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, Search, wait_until
+from fleet import ACCESS, ROOT, SECRET, Fleet, Gateway, Machine, Missing, Search, note_skipped, wait_until
 
 DEPLOY = "backstay.backstay.deploy"
 PROGRAM = pathlib.Path(os.environ["BACKSTAY"])
@@ -31,16 +31,17 @@ def quiet_hour(machine):
 
 
 def generic(machines, program, search):
-    """Hosts in the words of the roles: PostgreSQL, files and a search engine on db1."""
+    """Hosts in the words of the roles: PostgreSQL, files and, where it can be had, a search engine on db1."""
     keep = {"daily": 2, "weekly": 2}
     services = {
         "postgres": {"postgres": {"method": "plain"}, "user": "postgres", "backup_dir": "/opt/backups/postgresql", "keep": keep},
         "files": {"blobdir": {"path": "/srv/files"}, "after": ["postgres"], "backup_dir": "/opt/backups/files", "keep": keep},
-        "search": {
+    }
+    if search:
+        services["search"] = {
             "elasticsearch": {"url": search.url, "repositories": {"near": {"fs": {"location": f"{search.dir}/repo/near"}}}},
             "user": "backup", "after": ["files"], "backup_dir": "/opt/backups/search", "keep": keep,
-        },
-    }
+        }
     common = {
         "agent_binary_src": str(program), "agent_environment": "test", "check_email": ["ops@example.com"],
         "agent_secrets": {"planted": {"content": PLANTED}}, "agent_drill": "weekly",
@@ -128,7 +129,12 @@ class Short(Story):
 
     @classmethod
     def inventory(cls):
-        cls.search = Search()
+        cls.search = None
+        try:
+            cls.search = Search()
+        except Missing as why:
+            note_skipped(f"ansible: no search engine on the machine: {why}")
+            return generic(cls.machines, cls.program, None)
         cls.addClassCleanup(cls.search.stop)
         for number in range(25):
             cls.search.ask("PUT", f"/people/_doc/{number}?refresh=true", {"name": f"person {number}"})
@@ -171,7 +177,7 @@ class Short(Story):
         self.db1.ssh("systemctl show -p NextElapseUSecRealtime backstay-drill.timer | grep -q Sun")
         self.db1.start("backstay-drill.service")
         said = self.db1.ssh("journalctl --no-pager -o cat -u backstay-drill; backstay list")
-        self.assertEqual(said.count("proven"), 6, said)
+        self.assertEqual(said.count("proven"), 6 if self.search else 4, said)
         self.assertEqual(self.db1.ssh("find /var/lib/backstay/scratch -mindepth 1"), "")
         self.db1.ssh("cd /opt/backups/files/*_weekly_*; cp data.* /var/tmp; truncate -s -1 data.*")
         self.assertNotEqual(self.db1.ran("systemctl start backstay-drill.service").returncode, 0)
@@ -189,6 +195,8 @@ class Short(Story):
         self.assertEqual((to / "one").read_text(), "precious\n")
 
     def test_3c_indices_come_back_by_a_playbook_that_asks_for_a_word(self):
+        if not self.search:
+            self.skipTest("there is no search engine")
         owner = self.db1.ssh("stat -c %U /opt/backups/search /opt/backups/search/search_test_*")
         self.assertEqual(owner, "backup\nbackup\n")
         self.search.ask("DELETE", "/people")
