@@ -118,11 +118,12 @@ class Mapping(unittest.TestCase):
     def test_what_is_wrong_or_not_supported_is_told_with_what_to_write(self):
         told = mapped(
             remote_couch_backup="couch9", backup_es_swift=True, pg_backup_to="x", backup_postgres="full", AMAZON_S3_ACCESS_KEY="key",
-            nadir_hour=24, postgresql_backup_days="two", deploy_env="")["db1"]["problems"]
+            nadir_hour=24, commcare_check_hours=[3, 24], postgresql_backup_days="two", deploy_env="")["db1"]["problems"]
         for part in [
             "remote_couch_backup is not supported: set couch_s3", "backup_es_swift is not supported: set backup_es_s3",
             "pg_backup_to is not supported", "backup_postgres is full: write plain, dump or false",
             "AMAZON_S3_ACCESS_KEY and AMAZON_S3_SECRET_KEY go together", "nadir_hour must be 0 to 23", "deploy_env is not set",
+            "commcare_check_hours must be a list of hours from 0 to 23",
             "these must be numbers from 0: postgresql_backup_days",
         ]:
             self.assertTrue(any(part in text for text in told), f"{part} is not in {told}")
