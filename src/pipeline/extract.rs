@@ -34,7 +34,7 @@ pub struct Rules {
     /// Everything belongs to this user and group, whatever the archive says.
     pub owner: Option<(u32, u32)>,
     /// Nothing is set-user-id or set-group-id, whatever the archive says.
-    pub harmless: bool,
+    pub no_setid: bool,
 }
 
 /// Told every member when it is whole: the digest is that of a regular file's content, holes as zeros.
@@ -370,7 +370,7 @@ impl Extractor {
 
     /// Without the right owner, set-user-id would give rights to the wrong one.
     fn mode(&self, member: &Member) -> Mode {
-        Mode::from_bits_truncate(if self.superuser && !self.rules.harmless {
+        Mode::from_bits_truncate(if self.superuser && !self.rules.no_setid {
             member.mode
         } else {
             member.mode & 0o1777

@@ -178,7 +178,7 @@ pub(super) struct Comparison {
     problems: Vec<String>,
     more: u64,
     lost: bool,
-    is_harmless: bool,
+    no_setid: bool,
 }
 
 impl Comparison {
@@ -195,7 +195,7 @@ impl Comparison {
             return Err(Error::new(ErrorKind::Config, message)
                 .hint("upgrade backstay on this host: this version reads format version 1."));
         }
-        Ok(Self { lines, file: again, problems: Vec::new(), more: 0, lost: false, is_harmless: false })
+        Ok(Self { lines, file: again, problems: Vec::new(), more: 0, lost: false, no_setid: false })
     }
 
     /// All differences, after the last member; and a comparison of something else with the same inventory.
@@ -225,7 +225,7 @@ impl Comparison {
     /// whether owners must be the same.
     pub(super) fn with(&mut self, other: File, owners: bool) -> Result<()> {
         let mut other = Self::begin(other)?;
-        self.is_harmless = true;
+        self.no_setid = true;
         while let Some(mut found) = other.next_line()? {
             if !owners {
                 (found.uid, found.gid) = (None, None);
@@ -245,8 +245,8 @@ impl Comparison {
             self.problem(format!("{name} is in {place} but not in the inventory"));
             return Ok(());
         };
-        if self.is_harmless {
-            line.mode = line.mode.map(|mode| harmless(&mode));
+        if self.no_setid {
+            line.mode = line.mode.map(|mode| without_setid(&mode));
         }
         (found.state, found.padded_bytes) = (line.state, line.padded_bytes);
         (found.uid, found.gid) = (found.uid.or(line.uid), found.gid.or(line.gid));
@@ -287,7 +287,7 @@ impl Comparison {
 }
 
 /// The mode without set-user-id and set-group-id; one that is no mode stays as it is.
-fn harmless(mode: &str) -> String {
+fn without_setid(mode: &str) -> String {
     u32::from_str_radix(mode, 8).map_or_else(|_| mode.to_owned(), |bits| format!("{:04o}", bits & 0o1777))
 }
 
