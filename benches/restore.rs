@@ -1,8 +1,9 @@
 //! `cargo bench --bench restore -- [--mib 1024] [--rounds 3] [--dir DIR]`
 //!
 //! A restore of a directory from a directory of points, against `zstd -d | tar -x`, `restic restore` and, where it is
-//! installed (`cargo install rustic-rs`), `rustic restore` of the same repository; and a streamed drill against `zstd -t`. The runs are interleaved, one of each per round, after one round that does not count;
-//! ratios are taken within each round. Give a directory in memory (`--dir /dev/shm`), or the disk is measured.
+//! installed (`cargo install rustic-rs`), `rustic restore` of the same repository; and a streamed drill against
+//! `zstd -t`. The runs are interleaved, one of each per round, after one round that does not count; ratios are taken
+//! within each round. Give a directory in memory (`--dir /dev/shm`), or the disk is measured.
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr, reason = "a bench talks, and stops at once")]
 
 use std::path::{Path, PathBuf};

@@ -110,7 +110,8 @@ impl Node {
             (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or(Value::Null))
         })
     }
-    /// One request that must succeed. Old versions remove no snapshot while another test makes or restores one: that is waited for.
+    /// One request that must succeed. Old versions remove no snapshot while another test makes or restores one: that
+    /// is waited for.
     pub(crate) fn must(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let (mut status, mut answer) = self.ask(method, path, body);
         for _ in 0..300 {
